@@ -1,0 +1,49 @@
+/*
+ * Memslot budget: how many memslots a memory device may use
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/host-utils.h"
+#include "hw/mem/memslot-budget.h"
+
+/* Returns x * numerator / denominator, for numerator <= denominator. */
+static unsigned int memslot_budget_scale(unsigned int x, uint64_t numerator,
+                                         uint64_t denominator)
+{
+    uint64_t low, high;
+
+    mulu64(&low, &high, numerator, x);
+    divu128(&low, &high, denominator);
+    return low;
+}
+
+static unsigned int saturating_sub(unsigned int a, unsigned int b)
+{
+    return a > b ? a - b : 0;
+}
+
+unsigned int memslot_budget(const MemslotBudgetFacts *facts)
+{
+    const unsigned int reserved = saturating_sub(facts->required_memslots,
+                                                 facts->used_memslots);
+    unsigned int available, share;
+
+    if (facts->max_memslots < MEMSLOTS_HISTORICAL_MAX) {
+        return 1;
+    }
+
+    available = MIN(saturating_sub(facts->free_memslots, reserved),
+                    saturating_sub(MEMSLOTS_SOFT_LIMIT,
+                                   facts->required_memslots));
+
+    if (facts->region_size >= facts->unassigned_size) {
+        share = available;
+    } else {
+        share = memslot_budget_scale(available, facts->region_size,
+                                     facts->unassigned_size);
+    }
+    return MAX(share, 1);
+}

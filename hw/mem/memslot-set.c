@@ -1,0 +1,147 @@
+/*
+ * Memslot set: a RAM memory region, mapped piece by piece
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "hw/mem/memslot-set.h"
+#include "qemu/main-loop.h"
+#include "qom/object.h"
+#include "trace.h"
+
+struct MemslotSet {
+    MemoryRegion container;
+    /* the RAM memory region that the aliases point into */
+    MemoryRegion *mr;
+    MemslotPlan *plan;
+    /* one per memslot of the plan; a subregion of the container if mapped */
+    MemoryRegion *aliases;
+};
+
+MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr,
+                            MemslotPlan *plan)
+{
+    const unsigned int count = memslot_plan_count(plan);
+    const uint64_t size = memory_region_size(mr);
+    MemslotSet *set = g_new0(MemslotSet, 1);
+    unsigned int i;
+
+    g_assert(qemu_mutex_iothread_locked());
+    g_assert(memory_region_is_ram(mr));
+    g_assert(memslot_plan_offset(plan, count - 1) +
+             memslot_plan_size(plan, count - 1) == size);
+
+    memory_region_init(&set->container, owner, name, size);
+    set->container.align = memory_region_get_alignment(mr);
+    /* Handed down to all aliases, see memory_region_set_unmergeable(). */
+    memory_region_set_unmergeable(&set->container, true);
+
+    set->mr = mr;
+    set->plan = plan;
+    trace_memslot_set_plan(memory_region_name(mr), size, count,
+                           memslot_plan_size(plan, 0));
+
+    set->aliases = g_new0(MemoryRegion, count);
+    for (i = 0; i < count; i++) {
+        g_autofree char *alias_name = g_strdup_printf("memslot-%u", i);
+
+        memory_region_init_alias(&set->aliases[i], owner, alias_name, mr,
+                                 memslot_plan_offset(plan, i),
+                                 memslot_plan_size(plan, i));
+    }
+    return set;
+}
+
+void memslot_set_free(MemslotSet *set)
+{
+    unsigned int i;
+
+    if (!set) {
+        return;
+    }
+
+    for (i = 0; i < memslot_plan_count(set->plan); i++) {
+        g_assert(!memory_region_is_mapped(&set->aliases[i]));
+        object_unparent(OBJECT(&set->aliases[i]));
+    }
+    object_unparent(OBJECT(&set->container));
+
+    g_free(set->aliases);
+    memslot_plan_free(set->plan);
+    g_free(set);
+}
+
+MemoryRegion *memslot_set_container(MemslotSet *set)
+{
+    return &set->container;
+}
+
+unsigned int memslot_set_count(const MemslotSet *set)
+{
+    return memslot_plan_count(set->plan);
+}
+
+static void memslot_set_map_one(MemslotSet *set, unsigned int memslot)
+{
+    const uint64_t offset = memslot_plan_offset(set->plan, memslot);
+
+    trace_memslot_set_map(memory_region_name(set->mr), memslot, offset,
+                          memslot_plan_size(set->plan, memslot));
+    memory_region_add_subregion(&set->container, offset,
+                                &set->aliases[memslot]);
+}
+
+static void memslot_set_unmap_one(MemslotSet *set, unsigned int memslot)
+{
+    trace_memslot_set_unmap(memory_region_name(set->mr), memslot,
+                            memslot_plan_offset(set->plan, memslot),
+                            memslot_plan_size(set->plan, memslot));
+    memory_region_del_subregion(&set->container, &set->aliases[memslot]);
+}
+
+void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
+                      MemslotWanted *wanted, void *opaque)
+{
+    unsigned int i, first, last;
+    bool found;
+
+    g_assert(qemu_mutex_iothread_locked());
+    found = memslot_plan_find(set->plan, offset, size, &first, &last);
+    g_assert(found);
+
+    memory_region_transaction_begin();
+    for (i = first; i <= last; i++) {
+        const bool is_mapped = memory_region_is_mapped(&set->aliases[i]);
+        const bool is_wanted = wanted(memslot_plan_offset(set->plan, i),
+                                      memslot_plan_size(set->plan, i), opaque);
+
+        if (is_wanted && !is_mapped) {
+            memslot_set_map_one(set, i);
+        } else if (!is_wanted && is_mapped) {
+            memslot_set_unmap_one(set, i);
+        }
+    }
+    memory_region_transaction_commit();
+}
+
+static bool memslot_wanted_always(uint64_t offset, uint64_t size, void *opaque)
+{
+    return true;
+}
+
+void memslot_set_map(MemslotSet *set, uint64_t offset, uint64_t size)
+{
+    memslot_set_sync(set, offset, size, memslot_wanted_always, NULL);
+}
+
+static bool memslot_wanted_never(uint64_t offset, uint64_t size, void *opaque)
+{
+    return false;
+}
+
+void memslot_set_unmap(MemslotSet *set, uint64_t offset, uint64_t size)
+{
+    memslot_set_sync(set, offset, size, memslot_wanted_never, NULL);
+}

@@ -1,0 +1,124 @@
+/*
+ * Memslot set: a RAM memory region, mapped piece by piece
+ *
+ * A container memory region takes the place of a RAM memory region in guest
+ * physical address space. The memslots of a plan are aliases into the RAM
+ * memory region; each is mapped into the container only while asked for:
+ *
+ *     container   |          .          .          .      |
+ *     mapped      | memslot-0 .         | memslot-2 .     |
+ *     RAM region  |xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx|
+ *
+ * Each mapped memslot is a range of its own in the flat view, never joined with
+ * its neighbours: mapping or unmapping it adds or removes exactly one memslot
+ * of KVM per address space, and touches no other one.
+ *
+ * The set knows nothing of the device that uses it: which memslots are to be
+ * mapped when is the device's rule.
+ *
+ * All functions must be called with the BQL held.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef HW_MEM_MEMSLOT_SET_H
+#define HW_MEM_MEMSLOT_SET_H
+
+#include "exec/memory.h"
+#include "hw/mem/memslot-plan.h"
+
+typedef struct MemslotSet MemslotSet;
+
+/**
+ * MemslotWanted: the rule that tells whether a memslot is to be mapped
+ *
+ * @offset: start of the memslot, in bytes from the start of the region
+ * @size: size of the memslot in bytes
+ * @opaque: as given to memslot_set_sync()
+ */
+typedef bool MemslotWanted(uint64_t offset, uint64_t size, void *opaque);
+
+/**
+ * memslot_set_new: create a set with nothing mapped
+ *
+ * @owner: the object that owns the container and the aliases. Each mapped
+ *     memslot keeps a reference to it: a device must unmap all memslots when it
+ *     gets unrealized.
+ * @name: name of the container; the aliases are named memslot-N
+ * @mr: the RAM memory region; must stay alive until memslot_set_free() and must
+ *     not be mapped elsewhere
+ * @plan: how to divide @mr, made for memory_region_size(@mr); the set takes
+ *     ownership
+ */
+MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr,
+                            MemslotPlan *plan);
+
+/**
+ * memslot_set_free: free a set
+ *
+ * No memslot may be mapped, and the container must not be mapped. May be
+ * called from the owner's instance_finalize, when QOM has finalized the memory
+ * regions.
+ *
+ * @set: the set; NULL is fine
+ */
+void memslot_set_free(MemslotSet *set);
+
+/**
+ * memslot_set_container: the memory region to map in place of the RAM region
+ *
+ * It has the size and the alignment of the RAM memory region and lives as long
+ * as the set.
+ */
+MemoryRegion *memslot_set_container(MemslotSet *set);
+
+/**
+ * memslot_set_count: the number of memslots, mapped or not
+ */
+unsigned int memslot_set_count(const MemslotSet *set);
+
+/**
+ * memslot_set_map: map all memslots that a range touches
+ *
+ * Those that are mapped already stay as they are. The others get mapped in one
+ * memory transaction (which is nested in one that the caller began).
+ *
+ * @set: the set
+ * @offset: start of the range, in bytes from the start of the region
+ * @size: size of the range in bytes; the range must be within the region
+ */
+void memslot_set_map(MemslotSet *set, uint64_t offset, uint64_t size);
+
+/**
+ * memslot_set_unmap: unmap all memslots that a range touches
+ *
+ * Those that are unmapped already stay as they are. The others get unmapped in
+ * one memory transaction, also where the range covers them only in part; use
+ * memslot_set_sync() where the rest of a memslot can be in use.
+ *
+ * @set: the set
+ * @offset: start of the range, in bytes from the start of the region
+ * @size: size of the range in bytes; the range must be within the region
+ */
+void memslot_set_unmap(MemslotSet *set, uint64_t offset, uint64_t size);
+
+/**
+ * memslot_set_sync: map or unmap the memslots that a range touches, by a rule
+ *
+ * Each memslot that the range touches gets mapped if @wanted says so, else
+ * unmapped, all in one memory transaction.
+ *
+ * @set: the set
+ * @offset: start of the range, in bytes from the start of the region
+ * @size: size of the range in bytes; the range must be within the region
+ * @wanted: called for each memslot that the range touches, with the memslot's
+ *     own offset and size; must not change any mapping
+ * @opaque: passed to @wanted
+ */
+void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
+                      MemslotWanted *wanted, void *opaque);
+
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(MemslotSet, memslot_set_free)
+
+#endif /* HW_MEM_MEMSLOT_SET_H */
