@@ -1,0 +1,340 @@
+# Copyright: the authors of this file, see git log
+#
+# This work is licensed under the terms of the GNU GPL, version 2 or later.
+# See the COPYING file in the top-level directory.
+"""configure: what it makes, what it keeps, what it refuses and how."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+
+from sandbox import SandboxTest, diff_of_line, mail, tiny_qemu, write
+
+# Nobody listens there.
+UNREACHABLE = "http://127.0.0.1:9/debian"
+
+
+class Configure(SandboxTest):
+    def test_makes_a_build_that_builds(self) -> None:
+        self.configure()
+        core = (self.qemu / "hw" / "mem" / "core.c").read_text()
+        self.assertIn("first\n", core)
+        self.assertIn("second\n", core)
+        link = self.qemu / "hw" / "mem" / "new.c"
+        self.assertEqual(os.readlink(link), "../../../../hw/mem/new.c")
+        self.assertEqual(link.read_text(), "new file\n")
+        self.assertEqual(
+            self.git("log", "--format=%an %ad %s", "--date=iso",
+                     "debian..grafted").splitlines(),
+            ["Ann Author 2020-02-20 20:20:20 +0100 mem: second",
+             "Ann Author 2020-02-20 20:20:20 +0100 mem: first"])
+        self.assertTrue((self.qemu / "debian/patches/a.patch").is_file())
+        self.succeed("ninja", "-C", "build")
+        for name in ("qemu-system-x86_64", "qemu-storage-daemon"):
+            self.assertEqual((self.build / name).read_text(), "7.2.99\n")
+
+    def test_takes_a_tarball(self) -> None:
+        tarball = self.scratch / "qemu.tar.xz"
+        with tarfile.open(tarball, "w:xz") as archive:
+            archive.add(self.source, "qemu-7.2.99")
+        self.succeed("./configure", f"--qemu-src={tarball}")
+        self.assertTrue((self.qemu / "hw" / "mem" / "new.c").is_symlink())
+
+    def test_works_from_another_directory(self) -> None:
+        self.succeed("sh", "-c", f"cd / && '{self.root}/configure' "
+                                 f"--qemu-src='{self.source}'")
+        self.assertTrue((self.build / "build.ninja").is_file())
+
+    def test_unknown_option(self) -> None:
+        self.fail_with(["unknown option '--enable-everything'", "--help"],
+                       "./configure", "--enable-everything")
+        self.assertFalse(self.build.exists())
+
+    def test_help_names_each_option(self) -> None:
+        text = self.succeed("./configure", "--help")
+        for option in ("--qemu-src", "--target-list", "--prefix", "--cc",
+                       "--enable-debug", "--enable-sanitizers",
+                       "--install-deps", "--again"):
+            self.assertIn(option, text)
+
+    def test_options_reach_qemu_and_are_remembered(self) -> None:
+        self.configure("--prefix=/opt/q", "--enable-debug", "--cc=gcc")
+        arguments = self.build / "qemu-configure-arguments"
+        first = arguments.read_text().splitlines()
+        for option in ("--prefix=/opt/q", "--enable-debug", "--cc=gcc",
+                       "--target-list=x86_64-softmmu"):
+            self.assertIn(option, first)
+        self.succeed("./configure", "--again")
+        self.assertEqual(arguments.read_text().splitlines(), first)
+        self.configure()
+        self.assertNotIn("--enable-debug",
+                         arguments.read_text().splitlines())
+
+    def test_source_that_is_not_there(self) -> None:
+        self.fail_with(["/nowhere does not exist"],
+                       "./configure", "--qemu-src=/nowhere")
+        self.assert_not_half_made()
+
+    def test_source_that_is_not_qemu(self) -> None:
+        write(self.scratch / "other" / "README", "something else\n")
+        self.fail_with(["does not hold QEMU's source"], "./configure",
+                       f"--qemu-src={self.scratch}/other")
+        self.assert_not_half_made()
+
+    def test_source_of_another_version(self) -> None:
+        tiny_qemu(self.scratch / "new", "8.1.0")
+        self.fail_with(["QEMU 8.1.0", "--qemu-src="], "./configure",
+                       f"--qemu-src={self.scratch}/new")
+        self.assert_not_half_made()
+
+    def test_missing_package_without_root(self) -> None:
+        shutil.rmtree(self.build, ignore_errors=True)
+        as_nobody: list[str] = []
+        if os.geteuid() == 0:
+            self.build.mkdir()
+            os.chown(self.build, 65534, 65534)
+            as_nobody = ["setpriv", "--reuid=65534", "--regid=65534",
+                         "--clear-groups"]
+        self.fail_with(
+            ["are missing", "--install-deps",
+             "apt-get install libglib2.0-dev libpixman-1-dev zlib1g-dev\n"],
+            *as_nobody, "./configure", f"--qemu-src={self.source}",
+            env={"PKG_CONFIG_LIBDIR": "/nowhere", "PKG_CONFIG_PATH": ""})
+        self.assert_not_half_made()
+
+    def test_too_little_disk(self) -> None:
+        self.build.mkdir()
+        unshare = ["unshare", "--mount"] if os.geteuid() == 0 else \
+            ["unshare", "--map-root-user", "--mount"]
+        mount = "mount -t tmpfs -o size=20m none build"
+        if self.run_here(*unshare, "sh", "-c", mount).returncode:
+            self.skipTest("no file system can be mounted here")
+        self.fail_with(
+            ["too little disk", "20 MiB free", "Make room"], *unshare, "sh",
+            "-c", f"{mount} && ./configure --qemu-src={self.source}")
+        self.configure()
+
+    def test_hunk_that_does_not_apply(self) -> None:
+        good = (self.root / "patches" / "0002-mem-second.patch").read_text()
+        write(self.root / "patches" / "0002-mem-second.patch",
+              good.replace(" line 28\n", " line twenty-eight\n"))
+        self.fail_with(["patches/0002-mem-second.patch", "hw/mem/core.c",
+                        "7.2.99", "--qemu-src"],
+                       "./configure", f"--qemu-src={self.source}")
+        self.assert_not_half_made()
+        write(self.root / "patches" / "0002-mem-second.patch", good)
+        self.configure()
+
+    def test_hunk_at_an_offset_applies(self) -> None:
+        core = self.source / "hw" / "mem" / "core.c"
+        write(core, "more\n" * 7 + core.read_text())
+        self.configure()
+        self.assertIn("second\n",
+                      (self.qemu / "hw" / "mem" / "core.c").read_text())
+
+    def test_patch_names_a_missing_file(self) -> None:
+        (self.root / "hw" / "mem" / "new.c").unlink()
+        self.fail_with(["0001-mem-first.patch", "hw/mem/new.c"],
+                       "./configure", f"--qemu-src={self.source}")
+        self.assert_not_half_made()
+
+    def test_patch_with_a_new_file(self) -> None:
+        write(self.root / "patches" / "0002-mem-second.patch",
+              mail("mem: second", "diff --git a/x.c b/x.c\n"
+                   "new file mode 100644\n--- /dev/null\n+++ b/x.c\n"
+                   "@@ -0,0 +1 @@\n+x\n"))
+        self.fail_with(["0002-mem-second.patch", "Adds: x.c"],
+                       "./configure", f"--qemu-src={self.source}")
+
+    def test_leftovers_of_an_interrupted_run(self) -> None:
+        write(self.build / "qemu.tmp" / "VERSION", "half")
+        write(self.build / "qemu-build" / "build.ninja", "half")
+        self.configure()
+        self.succeed("ninja", "-C", "build")
+
+    def test_failure_of_qemus_configure(self) -> None:
+        write(self.source / "configure",
+              "#!/bin/sh\necho no good compiler\nexit 1\n")
+        self.fail_with(["no good compiler"], "./configure",
+                       f"--qemu-src={self.source}")
+        tiny_qemu(self.scratch / "again")
+        shutil.copy(self.scratch / "again" / "configure",
+                    self.source / "configure")
+        self.configure()
+        self.succeed("ninja", "-C", "build")
+
+    def test_moved_repository(self) -> None:
+        self.configure()
+        self.root = self.root.rename(self.scratch / "elsewhere")
+        self.succeed("./configure")
+        self.succeed("ninja", "-C", "build")
+        self.assertEqual(
+            os.readlink(self.root / "build" / "qemu-system-x86_64"),
+            "qemu-build/qemu-system-x86_64")
+
+
+class Apt(SandboxTest):
+    """Debian's source package, through apt with its own configuration."""
+
+    def apt_config(self, entry: str) -> dict[str, str]:
+        write(self.scratch / "sources.list", entry)
+        write(self.scratch / "apt.conf",
+              f'Dir::Etc::sourcelist "{self.scratch}/sources.list";\n'
+              'Dir::Etc::sourceparts "/dev/null";\n'
+              'Acquire::Retries "0";\n')
+        return {"APT_CONFIG": str(self.scratch / "apt.conf")}
+
+    def test_no_network(self) -> None:
+        env = self.apt_config(f"deb {UNREACHABLE} bookworm main\n")
+        self.fail_with(["apt offers no source of qemu", "127.0.0.1",
+                        "Check the network", "--qemu-src"],
+                       "./configure", env=env)
+        self.assert_not_half_made()
+        self.configure()
+
+    def test_wrong_checksum(self) -> None:
+        repository = self.scratch / "debian-mirror"
+        repository.mkdir()
+        orig = repository / "qemu_7.2+dfsg.orig.tar.xz"
+        with tarfile.open(orig, "w:xz") as archive:
+            archive.add(self.source, "qemu-7.2.99")
+        source = self.scratch / "package" / "qemu-7.2+dfsg"
+        shutil.copytree(self.source, source, symlinks=True)
+        shutil.rmtree(source / "debian")
+        write(source / "debian" / "source" / "format", "3.0 (quilt)\n")
+        write(source / "debian" / "control",
+              "Source: qemu\nMaintainer: Ann Author <ann@x.org>\n\n"
+              "Package: qemu\nArchitecture: all\nDescription: tiny\n")
+        write(source / "debian" / "changelog",
+              "qemu (1:7.2+dfsg-1) stable; urgency=low\n\n  * Tiny.\n\n"
+              " -- Ann Author <ann@x.org>  Thu, 20 Feb 2020 20:20:20 +0100\n")
+        shutil.copy(orig, source.parent)
+        subprocess.run(["dpkg-source", "-b", source.name], cwd=source.parent,
+                       check=True, capture_output=True)
+        for file in source.parent.glob("qemu_*"):
+            shutil.copy(file, repository)
+        with open(repository / "Sources", "w", encoding="utf-8") as index:
+            subprocess.run(["dpkg-scansources", "."], cwd=repository,
+                           stdout=index, stderr=subprocess.DEVNULL, check=True)
+        write(repository / "Packages", "")
+        env = self.apt_config(f"deb [trusted=yes] file:{repository} ./\n")
+        self.fail_with([str(self.build / "dl" / orig.name), "SHA-256",
+                        "91aca71520040edc40b8d437aa3004da"],
+                       "./configure", env=env)
+        self.assert_not_half_made()
+
+    def test_entries_are_derived(self) -> None:
+        env = self.apt_config(
+            "# deb http://commented.example bookworm main\n"
+            "deb [arch=amd64 signed-by=/k.gpg] http://a.example/d b main c\n"
+            "deb cdrom:[Debian]/ bookworm main\n")
+        parts = self.scratch / "parts"
+        write(parts / "debian.sources",
+              "Types: deb deb-src\nURIs: http://b.example/d\nSuites: s s-up\n"
+              "Components: main\nArchitectures: amd64\nSigned-By:\n"
+              " -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n\n"
+              "Enabled: no\nTypes: deb\nURIs: http://off.example/d\n"
+              "Suites: s\nComponents: main\n")
+        config = (self.scratch / "apt.conf").read_text()
+        write(self.scratch / "apt.conf",
+              config.replace("/dev/null", f"{parts}"))
+        self.succeed("scripts/series/deb-src", "out", env=env)
+        written = "".join(f.read_text() for f in
+                          sorted((self.root / "out").iterdir()))
+        self.assertEqual(
+            written,
+            "deb-src [signed-by=/k.gpg] http://a.example/d b main c\n"
+            "Types: deb-src\nUris: http://b.example/d\nSuites: s s-up\n"
+            "Components: main\nSigned-By: \n"
+            " -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n")
+
+
+class SecondRun(SandboxTest):
+    """build/qemu holds work, which a run of configure may not lose."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.configure()
+
+    def change_patches(self) -> None:
+        self.write_series({
+            "0001-mem-first.patch": mail("mem: first",
+                                         diff_of_line(10, "first, changed"),
+                                         ("hw/mem/new.c",)),
+            "0002-mem-second.patch": mail("mem: second",
+                                          diff_of_line(30, "second"))})
+
+    def test_changes_nothing(self) -> None:
+        def state() -> dict[str, int]:
+            return {str(file): file.stat().st_mtime_ns for file in
+                    [*self.qemu.glob("[!.]*/**/*"),
+                     self.build / "qemu-build" / "build.ninja"]}
+        before = state()
+        self.succeed("./configure")
+        self.assertEqual(state(), before)
+
+    def test_keeps_edits_and_commits(self) -> None:
+        self.edit_core(20, "committed")
+        self.git("commit", "--quiet", "-am", "mine")
+        self.edit_core(21, "edited")
+        head = self.git("rev-parse", "HEAD")
+        self.succeed("./configure")
+        self.assertEqual(self.git("rev-parse", "HEAD"), head)
+        self.assertIn("edited\n",
+                      (self.qemu / "hw" / "mem" / "core.c").read_text())
+
+    def test_grafts_changed_patches_and_touches_no_other_file(self) -> None:
+        version = self.qemu / "VERSION"
+        before = version.stat()
+        self.change_patches()
+        self.succeed("./configure")
+        self.assertIn("first, changed\n",
+                      (self.qemu / "hw" / "mem" / "core.c").read_text())
+        self.assertEqual(version.stat().st_mtime_ns, before.st_mtime_ns)
+        self.assertEqual(version.stat().st_ino, before.st_ino)
+
+    def test_refuses_to_overwrite_edits(self) -> None:
+        self.edit_core(20, "edited")
+        self.change_patches()
+        self.fail_with(["hw/mem/core.c", "commit", "scripts/series/export"],
+                       "./configure")
+        self.assertIn("edited\n",
+                      (self.qemu / "hw" / "mem" / "core.c").read_text())
+
+    def test_refuses_to_overwrite_commits(self) -> None:
+        self.edit_core(20, "committed")
+        self.git("commit", "--quiet", "-am", "my work")
+        self.change_patches()
+        self.fail_with(["my work", "scripts/series/export"], "./configure")
+        self.assertIn("committed\n",
+                      (self.qemu / "hw" / "mem" / "core.c").read_text())
+
+    def test_refuses_another_source_over_edits(self) -> None:
+        self.edit_core(20, "edited")
+        other = tiny_qemu(self.scratch / "other", "7.2.100")
+        self.fail_with(["hw/mem/core.c", "scripts/series/export"],
+                       "./configure", f"--qemu-src={other}")
+        self.git("checkout", ".")
+        self.succeed("./configure", f"--qemu-src={other}")
+        self.assertEqual((self.qemu / "VERSION").read_text(), "7.2.100\n")
+
+    def test_misfit_leaves_all_as_it_was(self) -> None:
+        head = self.git("rev-parse", "HEAD")
+        write(self.root / "patches" / "0002-mem-second.patch",
+              mail("mem: second", diff_of_line(30, "x").replace(
+                  "line 29", "line 92")))
+        self.fail_with(["0002-mem-second.patch", "hw/mem/core.c"],
+                       "./configure")
+        self.assertEqual(self.git("rev-parse", "HEAD"), head)
+        self.assertEqual(self.git("status", "--porcelain"), "")
+
+    def test_distclean_keeps_work(self) -> None:
+        self.edit_core(20, "edited")
+        self.fail_with(["scripts/series/export"], "make", "distclean")
+        self.assertTrue(self.qemu.exists())
+        self.git("checkout", ".")
+        self.succeed("make", "distclean")
+        self.assertFalse(self.build.exists())
