@@ -1,0 +1,70 @@
+"""
+What the tests run with: programs and images, made where they are missing.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import functools
+import os
+import subprocess
+import unittest
+from pathlib import Path
+from typing import Optional
+
+import vm
+from vm import Accelerator
+
+SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+
+
+def _variable(name: str, example: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise RuntimeError(f'{name} is not set; run the tests with '
+                           f'"make check", or set it (to {example}, say)')
+    return value
+
+
+def build_dir() -> Path:
+    """The build directory."""
+    return Path(_variable('BUILD_DIR', '$PWD/build'))
+
+
+def qemu_system() -> str:
+    """The QEMU to be tested."""
+    return _variable('QEMU_SYSTEM', '$PWD/build/qemu-system-x86_64')
+
+
+def _make(script: str, directory: Path) -> Path:
+    result = subprocess.run([str(SCRIPTS / script), str(directory)],
+                            stdin=subprocess.DEVNULL, text=True, check=False,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode:
+        raise RuntimeError(result.stdout)
+    return directory
+
+
+@functools.lru_cache(maxsize=None)
+def image() -> Path:
+    """The directory with the guest's kernel and initramfs."""
+    return _make('guest-image', build_dir() / 'guest')
+
+
+@functools.lru_cache(maxsize=None)
+def stock_qemu() -> str:
+    """Debian's own QEMU."""
+    return str(_make('stock-qemu', build_dir() / 'stock')
+               / 'qemu-system-x86_64')
+
+
+@functools.lru_cache(maxsize=None)
+def _why_not_kvm() -> Optional[str]:
+    return vm.why_not_kvm(qemu_system(), image())
+
+
+def require(accelerator: Accelerator) -> None:
+    """Skip the test if the guest does not boot with an accelerator."""
+    if accelerator is vm.KVM:
+        reason = _why_not_kvm()
+        if reason is not None:
+            raise unittest.SkipTest(f'no guest with KVM: {reason}')
