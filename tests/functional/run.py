@@ -88,7 +88,8 @@ class TAPResult(unittest.TestResult):
 
 def load(path: Path) -> ModuleType:
     """Import a file of tests."""
-    # Tests import the modules beside them.
+    # Tests import the modules beside them, and leave the sources as they are.
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None

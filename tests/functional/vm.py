@@ -36,6 +36,14 @@ class Timeout(Exception):
     """What was waited for did not come about."""
 
 
+class Disagreement(Exception):
+    """Two views of the same thing differ."""
+
+
+class MigrationFailure(Exception):
+    """QEMU gave up on a migration."""
+
+
 def wait_until(what: str, probe: Callable[[], Optional[T]],
                timeout: float = RESIZE_TIMEOUT) -> T:
     """Wait until a probe gives something that is not None."""
@@ -185,8 +193,8 @@ class VirtualMachine(QEMUMachine):
         ranges = [(slot.address, slot.size, slot.offset) for slot in tree]
         if ranges != [(slot.address, slot.size, slot.offset)
                       for slot in flat]:
-            raise AssertionError(f'{name}: "info mtree" has {tree}, '
-                                 f'"info mtree -f" has {flat}')
+            raise Disagreement(f'{name}: "info mtree" has {tree}, '
+                               f'"info mtree -f" has {flat}')
         return [int(slot.name[len('memslot-'):]) for slot in tree]
 
     def migrate_to(self, other: 'VirtualMachine') -> None:
@@ -197,7 +205,7 @@ class VirtualMachine(QEMUMachine):
         def finished() -> Optional[str]:
             info = self.command('query-migrate')
             if info['status'] == 'failed':
-                raise AssertionError(f'migration failed: {info}')
+                raise MigrationFailure(str(info))
             return info['status'] if info['status'] == 'completed' else None
         wait_until('migration is done', finished)
         wait_until('the destination runs', lambda: other.command(

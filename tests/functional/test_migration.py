@@ -1,0 +1,167 @@
+"""
+A Linux guest with plugged memory migrates between QEMUs that map it in
+multiple memslots, in one, and Debian's own that knows only one.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import unittest
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+import environment
+import mtree
+from vm import (BOOT_STALL, GIB, KVM, MIB, TCG, Accelerator,
+                VirtualMachine, plugged_memslots, usable_memslots,
+                usable_region, wait_until)
+
+NAME = 'vmem0'
+SIZE = 6 * GIB
+# What the guest has plugged at most, before any migration
+PEAK = 4 * GIB
+# What it has while it travels, and for a moment after it arrived.
+PLUGGED = 3 * GIB
+MORE = PLUGGED + 256 * MIB
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Host:
+    """A QEMU to migrate from and to."""
+    name: str
+    # None: Debian's, which has no such property
+    multiple_memslots: Optional[str]
+
+
+ON = Host('on', 'on')
+OFF = Host('off', 'off')
+STOCK = Host('stock', None)
+# Holds each pair of ON and OFF, and STOCK as source and as destination.
+JOURNEY = (STOCK, ON, ON, OFF, ON, STOCK)
+
+
+class MigrationTests:
+    """What is tested with each accelerator."""
+
+    class Base(unittest.TestCase):
+        """One guest a test, that is migrated from host to host."""
+        accelerator: Accelerator
+        inaccessible: str
+
+        def machine(self, host: Host) -> VirtualMachine:
+            """A machine that has not been started."""
+            binary = (environment.stock_qemu() if host is STOCK
+                      else environment.qemu_system())
+            vm = VirtualMachine(binary, self.accelerator.name, GIB,
+                                maxmem=GIB + SIZE, machine='pc-q35-7.2',
+                                cpu=self.accelerator.cpu)
+            self.addCleanup(vm.shutdown)
+            properties: Dict[str, str] = {}
+            if host.multiple_memslots is not None:
+                properties['multiple_memslots'] = host.multiple_memslots
+            vm.add_guest(environment.image())
+            vm.add_virtio_mem(NAME, SIZE,
+                              unplugged_inaccessible=self.inaccessible,
+                              **properties)
+            return vm
+
+        def assert_mapped(self, vm: VirtualMachine, host: Host) -> None:
+            """What is mapped is what the rule for the host says."""
+            if host is not ON:
+                device = vm.memory_device(NAME)
+                flat = mtree.rendered(vm.hmp('info mtree -f'),
+                                      f'{NAME}-backend')
+                self.assertEqual([(r.address, r.size) for r in flat],
+                                 [(device['memaddr'], SIZE)])
+                return
+
+            def wanted() -> List[int]:
+                if self.inaccessible == 'on':
+                    return plugged_memslots(vm, NAME, vm.plan(NAME))
+                usable = usable_region(PEAK, vm.memory_device(NAME))
+                return usable_memslots(vm.plan(NAME), usable)
+            wait_until(f'memslots {wanted()} are mapped (and not '
+                       f'{vm.mapped_memslots(NAME)})',
+                       lambda: vm.mapped_memslots(NAME) == wanted() or None,
+                       timeout=10)
+
+        def journey(self, inaccessible: str) -> None:
+            """Boot on the first host, then visit the others."""
+            environment.require(self.accelerator)
+            self.inaccessible = inaccessible
+            host, vm = JOURNEY[0], self.machine(JOURNEY[0])
+            vm.launch()
+            guest = vm.guest
+            assert guest is not None
+            guest.wait_ready(BOOT_STALL)
+            # Leave a hole: of what was plugged, all of the second GiB goes.
+            vm.request(NAME, PEAK)
+            vm.wait_plugged(NAME, PEAK)
+            start = vm.memory_device(NAME)['memaddr']
+            guest.offline(start + GIB, start + 2 * GIB - 1)
+            vm.request(NAME, PLUGGED)
+            vm.wait_plugged(NAME, PLUGGED)
+            size = guest.fill_movable(SEED)
+
+            for destination in JOURNEY[1:]:
+                arrived = False
+                with self.subTest(f'{host.name} to {destination.name}',
+                                  inaccessible=inaccessible):
+                    vm = self.migrate(vm, host, destination, size)
+                    arrived = True
+                if not arrived:
+                    # Where the guest is now, nobody knows.
+                    return
+                host = destination
+
+        def migrate(self, source: VirtualMachine, old: Host, new: Host,
+                    size: int) -> VirtualMachine:
+            """Migrate a guest and see that nothing was lost."""
+            vm = self.machine(new)
+            vm.add_incoming()
+            vm.launch()
+            before = source.memory_device(NAME)
+            mapped = source.mapped_memslots(NAME) if old is ON else None
+            source.migrate_to(vm)
+            source.shutdown()
+
+            self.assertEqual(vm.memory_device(NAME), before)
+            self.assert_mapped(vm, new)
+            if new is ON and mapped is not None:
+                self.assertEqual(vm.mapped_memslots(NAME), mapped)
+            elif new is ON and old is STOCK:
+                # The hole, and what no request has reached
+                self.assertEqual(vm.mapped_memslots(NAME),
+                                 [0, 2, 3] if self.inaccessible == 'on'
+                                 else [0, 1, 2, 3, 4])
+
+            assert vm.guest is not None
+            vm.guest.check(SEED, size)
+            for plugged in (MORE, PLUGGED):
+                vm.request(NAME, plugged)
+                vm.wait_plugged(NAME, plugged)
+                self.assert_mapped(vm, new)
+            vm.guest.check(SEED, size)
+            return vm
+
+        def test_inaccessible(self) -> None:
+            """Guests that leave unplugged memory alone."""
+            self.journey('on')
+
+        def test_accessible(self) -> None:
+            """Guests that may read unplugged memory."""
+            self.journey('off')
+
+
+class TestTCG(MigrationTests.Base):
+    """With emulation."""
+    accelerator = TCG
+
+
+class TestKVM(MigrationTests.Base):
+    """With virtualisation."""
+    accelerator = KVM
+
+
+if __name__ == '__main__':
+    unittest.main()
