@@ -14,6 +14,9 @@ from typing import Optional
 import vm
 from vm import Accelerator
 
+# A test that takes too long is ended by a signal.
+vm.exit_on_signals()
+
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 
 

@@ -7,11 +7,15 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import logging
 import os
 import re
+import signal
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from types import FrameType
+from typing import (Any, Callable, Dict, List, NoReturn, Optional, Sequence,
+                    Tuple, TypeVar)
 
 from qemu.machine import QEMUMachine
 from qemu.machine.machine import VMLaunchFailure
@@ -55,6 +59,18 @@ def wait_until(what: str, probe: Callable[[], Optional[T]],
         if time.monotonic() > deadline:
             raise Timeout(f'{what}: not after {timeout:.0f} s')
         time.sleep(0.1)
+
+
+def exit_on_signals() -> None:
+    """
+    Have signals that end the program unwind it, so that no QEMU is left
+    running and no files stay behind.
+    """
+    def unwind(number: int, _frame: Optional[FrameType]) -> NoReturn:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, unwind)
 
 
 @dataclass(frozen=True)
