@@ -296,6 +296,13 @@ class SecondRun(SandboxTest):
         self.assertEqual(version.stat().st_mtime_ns, before.st_mtime_ns)
         self.assertEqual(version.stat().st_ino, before.st_ino)
 
+    def test_build_warns_of_changed_patches(self) -> None:
+        warning = "patches/ has changed since ./configure"
+        self.assertNotIn(warning, self.succeed("ninja", "-C", "build"))
+        self.change_patches()
+        self.assertIn(warning, self.succeed("ninja", "-C", "build"))
+        self.assertNotIn(warning, self.succeed("make"))
+
     def test_refuses_to_overwrite_edits(self) -> None:
         self.edit_core(20, "edited")
         self.change_patches()
