@@ -885,6 +885,26 @@ static QOSState *G_GNUC_PRINTF(1, 2) boot_pc(const char *fmt, ...)
     return qs;
 }
 
+static void remove_dir(const char *path)
+{
+    GDir *dir = g_dir_open(path, 0, NULL);
+    const char *name;
+
+    g_assert_nonnull(dir);
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *file = g_build_filename(path, name, NULL);
+
+        g_assert_cmpint(unlink(file), ==, 0);
+    }
+    g_dir_close(dir);
+    g_assert_cmpint(rmdir(path), ==, 0);
+}
+
+static void remove_dir_on_abort(void *path)
+{
+    remove_dir(path);
+}
+
 static TestVM *vm_new(bool kvm)
 {
     TestVM *vm = g_new0(TestVM, 1);
@@ -893,6 +913,7 @@ static TestVM *vm_new(bool kvm)
     vm->tmpdir = create_tmpdir();
     vm->hmp_path = g_build_filename(vm->tmpdir, "hmp", NULL);
     vm->log_path = g_build_filename(vm->tmpdir, "log", NULL);
+    qtest_add_abrt_handler(remove_dir_on_abort, vm->tmpdir);
     return vm;
 }
 
@@ -971,21 +992,6 @@ static TestVM *vm_start(const TestCase *test)
     return vm_start_with(test, &test->config, 1, "");
 }
 
-static void remove_dir(const char *path)
-{
-    GDir *dir = g_dir_open(path, 0, NULL);
-    const char *name;
-
-    g_assert_nonnull(dir);
-    while ((name = g_dir_read_name(dir))) {
-        g_autofree char *file = g_build_filename(path, name, NULL);
-
-        g_assert_cmpint(unlink(file), ==, 0);
-    }
-    g_dir_close(dir);
-    g_assert_cmpint(rmdir(path), ==, 0);
-}
-
 static void vm_stop(TestVM *vm)
 {
     unsigned int i;
@@ -1003,6 +1009,7 @@ static void vm_stop(TestVM *vm)
 
     close(vm->hmp_fd);
     fclose(vm->log);
+    qtest_remove_abrt_handler(vm->tmpdir);
     remove_dir(vm->tmpdir);
     g_free(vm->hmp_path);
     g_free(vm->log_path);
