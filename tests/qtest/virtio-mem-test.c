@@ -1758,6 +1758,238 @@ static void test_failed_realize(const TestCase *test)
     vm_stop(vm);
 }
 
+/* ---- Listeners that mirror what is plugged, as VFIO does ---- */
+
+#define TESTDEV "-device ram-discard-testdev,id=testdev"
+#define TESTDEV_PATH "/machine/peripheral/testdev"
+
+/* The listeners know of all that is plugged, and were told in order. */
+static void check_listeners(TestVM *vm)
+{
+    uint64_t plugged = 0;
+    unsigned int i;
+
+    for (i = 0; i < vm->nb_devices; i++) {
+        plugged += model_plugged_size(vm_model(vm, i));
+    }
+    g_assert_cmphex(qom_get_size(vm, TESTDEV_PATH, "populated"), ==, plugged);
+    g_assert_cmpuint(qom_get_size(vm, TESTDEV_PATH, "errors"), ==, 0);
+}
+
+static void limit_listeners(TestVM *vm, uint64_t size)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': %s, 'property': 'max-populated',"
+                             " 'value': %" PRIu64 " } }", TESTDEV_PATH, size);
+}
+
+/* Listeners refuse a request; all is as before it, memslots too. */
+static void plug_refused(TestVM *vm, uint64_t addr, uint64_t nb_blocks)
+{
+    Model *model = vm_model(vm, 0);
+
+    model->busy = BUSY_PLUG;
+    g_assert_cmpint(qvirtio_mem_plug(vm_mem(vm, 0), addr, nb_blocks), ==,
+                    model_plug(model, addr, nb_blocks));
+    model->busy = BUSY_NEVER;
+    /* A memslot might have come for the listeners to look at, and gone. */
+    vm_skip_changes(vm);
+    vm_check(vm);
+    check_listeners(vm);
+}
+
+static void test_listeners(const TestCase *test)
+{
+    TestVM *vm = vm_start_with(test, &test->config, 1, TESTDEV);
+    Model *model = vm_model(vm, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+
+    request_size(vm, 0, model->region_size);
+    assert_ack(plug_at(vm, 0, addr + 1 * GiB - block, 2));
+    check_listeners(vm);
+    assert_ack(plug_at(vm, 0, addr + 1 * GiB + 8 * block, 2));
+    check_listeners(vm);
+
+    /* Refused by the first listener, or after the first one has agreed */
+    limit_listeners(vm, model_plugged_size(model));
+    plug_refused(vm, addr + 2 * GiB, 1);
+    plug_refused(vm, addr, 1);
+    limit_listeners(vm, model_plugged_size(model) + block);
+    plug_refused(vm, addr + 2 * GiB - block, 2);
+    plug_refused(vm, addr + 3 * GiB - block, 2);
+
+    limit_listeners(vm, UINT64_MAX);
+    assert_ack(plug_at(vm, 0, addr + 3 * GiB - block, 2));
+    check_listeners(vm);
+    assert_ack(unplug_at(vm, 0, addr + 1 * GiB - block, 1));
+    check_listeners(vm);
+    assert_ack(unplug_at(vm, 0, addr + 1 * GiB, 1));
+    check_listeners(vm);
+    system_reset(vm);
+    check_listeners(vm);
+
+    assert_ack(plug_at(vm, 0, addr, 4));
+    request_size(vm, 0, 0);
+    assert_ack(unplug_all(vm, 0));
+    check_listeners(vm);
+    vm_stop(vm);
+}
+
+/* ---- Migration ---- */
+
+static void migrate_to_file(TestVM *vm, const char *path)
+{
+    g_autofree char *uri = g_strdup_printf("exec:cat >%s", path);
+
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    wait_for_migration_status(vm, "completed");
+}
+
+/* Returns the memory that migration looked at and sent, in whatever form. */
+static uint64_t migrated_size(TestVM *vm)
+{
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-migrate' }");
+    QDict *ram = qdict_get_qdict(qdict_get_qdict(rsp, "return"), "ram");
+    const uint64_t pages = qdict_get_int(ram, "normal") +
+                           qdict_get_int(ram, "duplicate");
+    const uint64_t size = pages * qdict_get_int(ram, "page-size");
+
+    qobject_unref(rsp);
+    return size;
+}
+
+static bool incoming_is_done(TestVM *vm)
+{
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-migrate' }");
+    QDict *info = qdict_get_qdict(rsp, "return");
+    const char *status = qdict_get_try_str(info, "status");
+    const bool done = status && g_str_equal(status, "completed");
+
+    g_assert_true(!status || !g_str_equal(status, "failed"));
+    qobject_unref(rsp);
+    return done;
+}
+
+static void migrate_from_file(TestVM *vm, const char *path)
+{
+    const gint64 start_time = g_get_monotonic_time();
+    g_autofree char *uri = g_strdup_printf("exec:cat %s", path);
+
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    while (!incoming_is_done(vm)) {
+        g_assert_cmpint(g_get_monotonic_time() - start_time, <=,
+                        MIGRATION_TIMEOUT_US);
+        g_usleep(1000);
+    }
+}
+
+/* The device that has arrived is to be as the one that was sent. */
+static void device_init_migrated(TestVM *vm, const DeviceConfig *config,
+                                 const Model *from)
+{
+    Device *dev = &vm->devices[0];
+    uint64_t i;
+
+    device_init(vm, 0, config);
+    dev->model.requested_size = from->requested_size;
+    dev->model.usable_size = from->usable_size;
+    memcpy(dev->model.plugged, from->plugged,
+           from->region_size / from->block_size * sizeof(*from->plugged));
+    for (i = 0; i < model_nb_memslots(&dev->model); i++) {
+        g_array_index(dev->was_mapped, bool, i) =
+            model_memslot_mapped(&dev->model, i);
+    }
+}
+
+static void check_migration(const TestCase *test, bool to_multiple_memslots,
+                            const char *requested_before)
+{
+    const uint64_t pattern = 0x0123456789abcdef;
+    TestVM *from = vm_start_with(test, &test->config, 1, TESTDEV);
+    Model *model = vm_model(from, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+    g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
+    g_autofree char *extra_props = g_strdup_printf("requested-size=%s",
+                                                   requested_before);
+    g_autofree char *backend = NULL, *device = NULL, *args = NULL;
+    DeviceConfig config = test->config;
+    TestVM *to = vm_new(test->kvm);
+
+    request_size(from, 0, 3 * GiB - 512 * MiB);
+    assert_ack(plug_at(from, 0, addr, 3));
+    assert_ack(plug_at(from, 0, addr + 2 * GiB - block, 2));
+    assert_ack(unplug_at(from, 0, addr + block, 1));
+    qtest_writeq(from->qts, addr + 2 * block, pattern);
+    qtest_writeq(from->qts, addr + 2 * GiB, ~pattern);
+    migrate_to_file(from, path);
+
+    config.multiple_memslots = to_multiple_memslots;
+    config.memslot_size = 1 * GiB;
+    config.extra_props = extra_props;
+    backend = backend_args(to->tmpdir, 0, &config);
+    device = device_args(0, &config);
+    args = g_strdup_printf(TESTDEV " -object %s -device %s -incoming defer",
+                           backend, device);
+    vm_boot(to, config.size, args);
+    migrate_from_file(to, path);
+
+    device_init_migrated(to, &config, model);
+    vm_skip_changes(to);
+    vm_check(to);
+    check_listeners(to);
+    g_assert_cmphex(qtest_readq(to->qts, addr + 2 * block), ==, pattern);
+    g_assert_cmphex(qtest_readq(to->qts, addr + 2 * GiB), ==, ~pattern);
+
+    /* Life goes on. */
+    assert_ack(unplug_at(to, 0, addr + 2 * GiB - block, 1));
+    assert_ack(plug_at(to, 0, addr + 1 * GiB, 2));
+    check_listeners(to);
+    assert_ack(unplug_all(to, 0));
+    check_listeners(to);
+
+    vm_stop(to);
+    vm_stop(from);
+}
+
+static void check_migration_size(const TestCase *test, uint64_t plugged)
+{
+    /* Firmware, video memory and the like, and what is sent twice */
+    const uint64_t other_ram = 64 * MiB;
+    TestVM *vm = vm_start(test);
+    Model *model = vm_model(vm, 0);
+    g_autofree char *path = g_build_filename(vm->tmpdir, "state", NULL);
+
+    request_size(vm, 0, plugged ? model->region_size : 0);
+    if (plugged) {
+        assert_ack(plug_at(vm, 0, model->addr + 2 * GiB - plugged / 2,
+                           plugged / model->block_size));
+    }
+    migrate_to_file(vm, path);
+    g_assert_cmphex(migrated_size(vm), >=, BOOT_RAM_SIZE + plugged);
+    g_assert_cmphex(migrated_size(vm), <, BOOT_RAM_SIZE + plugged + other_ram);
+    vm_stop(vm);
+}
+
+/* Unplugged memory is not sent, whether any of the rest is mapped or not. */
+static void test_migration_size(const TestCase *test)
+{
+    check_migration_size(test, 0);
+    check_migration_size(test, 128 * MiB);
+}
+
+static void test_migration(const TestCase *test)
+{
+    int to_multiple;
+
+    for (to_multiple = 0; to_multiple < 2; to_multiple++) {
+        /* Less than what is about to arrive, or more */
+        check_migration(test, to_multiple, "0");
+        check_migration(test, to_multiple, "4G");
+    }
+}
+
 /* ---- What KVM allocates in the kernel ---- */
 
 static uint64_t meminfo(const char *field)
@@ -1989,6 +2221,9 @@ static const TestGroup test_groups[] = {
     { "one-transaction", test_one_transaction, WITH(multiple_configs) },
     { "busy-while-migrating", test_busy_while_migrating, WITH(basic_configs) },
     { "prealloc-fails", test_prealloc_fails, WITH(basic_configs) },
+    { "listeners", test_listeners, WITH(basic_configs) },
+    { "migration", test_migration, WITH(basic_configs) },
+    { "migration-size", test_migration_size, WITH(basic_configs) },
     { "failed-realize", test_failed_realize, WITH(basic_configs) },
     { "kernel-memory", test_kernel_memory, WITH(kernel_memory_configs),
       .kvm_only = true },
