@@ -134,8 +134,11 @@ class SandboxTest(unittest.TestCase):
 
     def run_here(self, *command: str, env: dict[str, str] | None = None
                  ) -> subprocess.CompletedProcess[str]:
+        # A make that is run here is not part of the one that runs the tests.
+        outside = {name: value for name, value in os.environ.items()
+                   if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
         return subprocess.run(
-            command, cwd=self.root, env={**os.environ, **(env or {})},
+            command, cwd=self.root, env={**outside, **(env or {})},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, text=True, timeout=300, check=False)
 
