@@ -1903,6 +1903,22 @@ static void device_init_migrated(TestVM *vm, const DeviceConfig *config,
     }
 }
 
+/* The devices are not known to the VM until their state has arrived. */
+static TestVM *boot_destination(const TestCase *test,
+                                const DeviceConfig *config,
+                                const char *extra_args)
+{
+    TestVM *vm = vm_new(test->kvm);
+    g_autofree char *backend = backend_args(vm->tmpdir, 0, config);
+    g_autofree char *device = device_args(0, config);
+    g_autofree char *args = g_strdup_printf("%s -object %s -device %s"
+                                            " -incoming defer", extra_args,
+                                            backend, device);
+
+    vm_boot(vm, config->size, args);
+    return vm;
+}
+
 static void check_migration(const TestCase *test, bool to_multiple_memslots,
                             const char *requested_before)
 {
@@ -1913,9 +1929,8 @@ static void check_migration(const TestCase *test, bool to_multiple_memslots,
     g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
     g_autofree char *extra_props = g_strdup_printf("requested-size=%s",
                                                    requested_before);
-    g_autofree char *backend = NULL, *device = NULL, *args = NULL;
     DeviceConfig config = test->config;
-    TestVM *to = vm_new(test->kvm);
+    TestVM *to;
 
     request_size(from, 0, 3 * GiB - 512 * MiB);
     assert_ack(plug_at(from, 0, addr, 3));
@@ -1928,11 +1943,7 @@ static void check_migration(const TestCase *test, bool to_multiple_memslots,
     config.multiple_memslots = to_multiple_memslots;
     config.memslot_size = 1 * GiB;
     config.extra_props = extra_props;
-    backend = backend_args(to->tmpdir, 0, &config);
-    device = device_args(0, &config);
-    args = g_strdup_printf(TESTDEV " -object %s -device %s -incoming defer",
-                           backend, device);
-    vm_boot(to, config.size, args);
+    to = boot_destination(test, &config, TESTDEV);
     migrate_from_file(to, path);
 
     device_init_migrated(to, &config, model);
@@ -1948,6 +1959,38 @@ static void check_migration(const TestCase *test, bool to_multiple_memslots,
     check_listeners(to);
     assert_ack(unplug_all(to, 0));
     check_listeners(to);
+
+    vm_stop(to);
+    vm_stop(from);
+}
+
+/* A listener that can't take what is plugged must not go unheard. */
+static void test_migration_refused(const TestCase *test)
+{
+    TestVM *from = vm_start(test);
+    Model *model = vm_model(from, 0);
+    g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
+    g_autofree char *extra_args = NULL;
+    g_autofree char *uri = g_strdup_printf("exec:cat %s", path);
+    gint64 start_time;
+    TestVM *to;
+
+    request_size(from, 0, model->region_size);
+    assert_ack(plug_at(from, 0, model->addr + 1 * GiB - model->block_size, 2));
+    migrate_to_file(from, path);
+
+    extra_args = g_strdup_printf(TESTDEV ",max-populated=%" PRIu64,
+                                 model->block_size);
+    to = boot_destination(test, &test->config, extra_args);
+    start_time = g_get_monotonic_time();
+    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_set_expected_status(to->qts, EXIT_FAILURE);
+    while (qtest_probe_child(to->qts)) {
+        g_assert_cmpint(g_get_monotonic_time() - start_time, <=,
+                        MIGRATION_TIMEOUT_US);
+        g_usleep(1000);
+    }
 
     vm_stop(to);
     vm_stop(from);
@@ -2223,6 +2266,7 @@ static const TestGroup test_groups[] = {
     { "prealloc-fails", test_prealloc_fails, WITH(basic_configs) },
     { "listeners", test_listeners, WITH(basic_configs) },
     { "migration", test_migration, WITH(basic_configs) },
+    { "migration-refused", test_migration_refused, WITH(basic_configs) },
     { "migration-size", test_migration_size, WITH(basic_configs) },
     { "failed-realize", test_failed_realize, WITH(basic_configs) },
     { "kernel-memory", test_kernel_memory, WITH(kernel_memory_configs),

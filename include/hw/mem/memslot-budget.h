@@ -19,8 +19,9 @@
  * memory devices (the most DIMMs a machine takes), the rest for everything else
  * that maps memory without asking first: boot memory, ROMs, PCI BARs.
  *
- * Memory devices that may choose how many memslots they use stay within the
- * same 256 together, and use one each where less than 509 can be had.
+ * Memory devices that may choose how many memslots they use share what the
+ * others leave of the same 256, and use one each where nothing is left or less
+ * than 509 can be had.
  */
 #define MEMSLOTS_HISTORICAL_MAX 509
 #define MEMSLOTS_SOFT_LIMIT 256

@@ -46,8 +46,8 @@ typedef bool MemslotWanted(uint64_t offset, uint64_t size, void *opaque);
  *     memslot keeps a reference to it: a device must unmap all memslots when it
  *     gets unrealized.
  * @name: name of the container; the aliases are named memslot-N
- * @mr: the RAM memory region; must stay alive until memslot_set_free() and must
- *     not be mapped elsewhere
+ * @mr: the RAM memory region; must stay alive as long as memslots get mapped or
+ *     are mapped, and must not be mapped elsewhere
  * @plan: how to divide @mr, made for memory_region_size(@mr); the set takes
  *     ownership
  */
