@@ -25,19 +25,35 @@ static unsigned int saturating_sub(unsigned int a, unsigned int b)
     return a > b ? a - b : 0;
 }
 
+unsigned int memslot_counts_free(const MemslotCounts *counts)
+{
+    if (counts->limit == MEMSLOTS_UNLIMITED) {
+        return MEMSLOTS_UNLIMITED;
+    }
+    return saturating_sub(counts->limit, counts->used);
+}
+
+bool memslot_counts_fit(const MemslotCounts *counts, unsigned int needed)
+{
+    return counts->limit == MEMSLOTS_UNLIMITED ||
+           (uint64_t)counts->used + counts->reserved + needed <= counts->limit;
+}
+
 unsigned int memslot_budget(const MemslotBudgetFacts *facts)
 {
-    const unsigned int reserved = saturating_sub(facts->required_memslots,
-                                                 facts->used_memslots);
-    unsigned int available, share;
+    unsigned int available = saturating_sub(MEMSLOTS_SOFT_LIMIT,
+                                            facts->required_memslots);
+    unsigned int i, share;
 
-    if (facts->max_memslots < MEMSLOTS_HISTORICAL_MAX) {
-        return 1;
+    for (i = 0; i < facts->nr_holders; i++) {
+        const MemslotCounts *counts = &facts->holders[i];
+
+        if (counts->limit < MEMSLOTS_HISTORICAL_MAX) {
+            return 1;
+        }
+        available = MIN(available, saturating_sub(memslot_counts_free(counts),
+                                                  counts->reserved));
     }
-
-    available = MIN(saturating_sub(facts->free_memslots, reserved),
-                    saturating_sub(MEMSLOTS_SOFT_LIMIT,
-                                   facts->required_memslots));
 
     if (facts->region_size >= facts->unassigned_size) {
         share = available;

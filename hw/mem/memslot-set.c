@@ -101,21 +101,48 @@ static void memslot_set_unmap_one(MemslotSet *set, unsigned int memslot)
     memory_region_del_subregion(&set->container, &set->aliases[memslot]);
 }
 
+static bool memslot_set_is_wanted(const MemslotSet *set, unsigned int memslot,
+                                  MemslotWanted *wanted, void *opaque)
+{
+    return !wanted || wanted(memslot_plan_offset(set->plan, memslot),
+                             memslot_plan_size(set->plan, memslot), opaque);
+}
+
+static void memslot_set_find(const MemslotSet *set, uint64_t offset,
+                             uint64_t size, unsigned int *first,
+                             unsigned int *last)
+{
+    const bool found = memslot_plan_find(set->plan, offset, size, first, last);
+
+    g_assert(qemu_mutex_iothread_locked());
+    g_assert(found);
+}
+
+unsigned int memslot_set_count_missing(MemslotSet *set, uint64_t offset,
+                                       uint64_t size, MemslotWanted *wanted,
+                                       void *opaque)
+{
+    unsigned int i, first, last, missing = 0;
+
+    memslot_set_find(set, offset, size, &first, &last);
+    for (i = first; i <= last; i++) {
+        missing += !memory_region_is_mapped(&set->aliases[i]) &&
+                   memslot_set_is_wanted(set, i, wanted, opaque);
+    }
+    return missing;
+}
+
 void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
                       MemslotWanted *wanted, void *opaque)
 {
     unsigned int i, first, last;
-    bool found;
 
-    g_assert(qemu_mutex_iothread_locked());
-    found = memslot_plan_find(set->plan, offset, size, &first, &last);
-    g_assert(found);
+    memslot_set_find(set, offset, size, &first, &last);
 
     memory_region_transaction_begin();
     for (i = first; i <= last; i++) {
         const bool is_mapped = memory_region_is_mapped(&set->aliases[i]);
-        const bool is_wanted = wanted(memslot_plan_offset(set->plan, i),
-                                      memslot_plan_size(set->plan, i), opaque);
+        const bool is_wanted = memslot_set_is_wanted(set, i, wanted, opaque);
 
         if (is_wanted && !is_mapped) {
             memslot_set_map_one(set, i);
@@ -126,22 +153,13 @@ void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
     memory_region_transaction_commit();
 }
 
-static bool memslot_wanted_always(uint64_t offset, uint64_t size, void *opaque)
-{
-    return true;
-}
-
-void memslot_set_map(MemslotSet *set, uint64_t offset, uint64_t size)
-{
-    memslot_set_sync(set, offset, size, memslot_wanted_always, NULL);
-}
-
 static bool memslot_wanted_never(uint64_t offset, uint64_t size, void *opaque)
 {
     return false;
 }
 
-void memslot_set_unmap(MemslotSet *set, uint64_t offset, uint64_t size)
+void memslot_set_unmap_all(MemslotSet *set)
 {
-    memslot_set_sync(set, offset, size, memslot_wanted_never, NULL);
+    memslot_set_sync(set, 0, memory_region_size(set->mr), memslot_wanted_never,
+                     NULL);
 }

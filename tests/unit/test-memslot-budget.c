@@ -9,47 +9,69 @@
 #include "qemu/units.h"
 #include "hw/mem/memslot-budget.h"
 
+#define UNLIMITED MEMSLOTS_UNLIMITED
+#define MAX_HOLDERS 3
+
+/* The VM has that many memslots that are none of memory devices. */
+#define BOOT_MEMSLOTS 4
+
 typedef struct BudgetCase {
-    MemslotBudgetFacts facts;
+    MemslotCounts holders[MAX_HOLDERS];
+    unsigned int required_memslots;
+    uint64_t region_size;
+    uint64_t unassigned_size;
     unsigned int budget;
 } BudgetCase;
 
-#define UNLIMITED MEMSLOTS_UNLIMITED
+/* An entry with no limit, no use and no reservation ends the holders. */
+static unsigned int count_holders(const MemslotCounts *holders)
+{
+    unsigned int n;
+
+    for (n = 0; n < MAX_HOLDERS; n++) {
+        if (!holders[n].limit && !holders[n].used && !holders[n].reserved) {
+            break;
+        }
+    }
+    return n;
+}
 
 static const BudgetCase budget_cases[] = {
-    /* no accelerator sets a limit: the soft limit does */
-    { { UNLIMITED, UNLIMITED, 0, 0, 1 * TiB, 1 * TiB }, 256 },
+    /* nobody sets a limit: the soft limit does */
+    { { }, 0, 1 * TiB, 1 * TiB, 256 },
+    { { { UNLIMITED, 4, 0 } }, 0, 1 * TiB, 1 * TiB, 256 },
     /* KVM of today, right after start */
-    { { 32764, 32760, 0, 0, 1 * TiB, 1 * TiB }, 256 },
-    { { 32764, 32760, 0, 0, 512 * GiB, 1 * TiB }, 128 },
-    { { 32764, 32760, 0, 0, 10 * GiB, 1000 * GiB }, 2 },
-    { { 32764, 32760, 0, 0, 2 * MiB, 1 * TiB }, 1 },
+    { { { 32764, 4, 0 } }, 0, 1 * TiB, 1 * TiB, 256 },
+    { { { 32764, 4, 0 } }, 0, 512 * GiB, 1 * TiB, 128 },
+    { { { 32764, 4, 0 } }, 0, 10 * GiB, 1000 * GiB, 2 },
+    { { { 32764, 4, 0 } }, 0, 2 * MiB, 1 * TiB, 1 },
     /* others have been promised some, mapped or not */
-    { { 32764, 32760, 128, 0, 512 * GiB, 512 * GiB }, 128 },
-    { { 32764, 32660, 128, 100, 512 * GiB, 512 * GiB }, 128 },
-    { { 32764, 32760, 128, 0, 256 * GiB, 512 * GiB }, 64 },
-    { { 32764, 32760, 254, 0, 1 * TiB, 1 * TiB }, 2 },
-    { { 32764, 32760, 255, 255, 1 * TiB, 1 * TiB }, 1 },
-    { { 32764, 32760, 256, 256, 1 * TiB, 1 * TiB }, 1 },
-    { { 32764, 32760, 300, 300, 1 * TiB, 1 * TiB }, 1 },
+    { { { 32764, 4, 128 } }, 128, 512 * GiB, 512 * GiB, 128 },
+    { { { 32764, 104, 28 } }, 128, 512 * GiB, 512 * GiB, 128 },
+    { { { 32764, 4, 128 } }, 128, 256 * GiB, 512 * GiB, 64 },
+    { { { 32764, 4, 254 } }, 254, 1 * TiB, 1 * TiB, 2 },
+    { { { 32764, 259, 0 } }, 255, 1 * TiB, 1 * TiB, 1 },
+    { { { 32764, 260, 0 } }, 256, 1 * TiB, 1 * TiB, 1 },
+    { { { 32764, 304, 0 } }, 300, 1 * TiB, 1 * TiB, 1 },
     /* the historical maximum, and one less than that */
-    { { 509, 505, 0, 0, 1 * TiB, 1 * TiB }, 256 },
-    { { 508, 504, 0, 0, 1 * TiB, 1 * TiB }, 1 },
-    { { 64, 60, 0, 0, 1 * TiB, 1 * TiB }, 1 },
-    { { 32, 28, 0, 0, 1 * TiB, 1 * TiB }, 1 },
-    { { 8, 4, 0, 0, 1 * TiB, 1 * TiB }, 1 },
-    { { 0, 0, 0, 0, 1 * TiB, 1 * TiB }, 1 },
+    { { { 509, 4, 0 } }, 0, 1 * TiB, 1 * TiB, 256 },
+    { { { 508, 4, 0 } }, 0, 1 * TiB, 1 * TiB, 1 },
     /* little is free, or what is free is promised */
-    { { 509, 20, 0, 0, 1 * TiB, 1 * TiB }, 20 },
-    { { 509, 20, 15, 5, 1 * TiB, 1 * TiB }, 10 },
-    { { 509, 20, 30, 5, 1 * TiB, 1 * TiB }, 1 },
-    { { 509, 0, 0, 0, 1 * TiB, 1 * TiB }, 1 },
-    /* more is mapped than was promised: nothing is reserved */
-    { { 509, 20, 4, 9, 1 * TiB, 1 * TiB }, 20 },
+    { { { 509, 489, 0 } }, 0, 1 * TiB, 1 * TiB, 20 },
+    { { { 509, 489, 10 } }, 15, 1 * TiB, 1 * TiB, 10 },
+    { { { 509, 489, 25 } }, 30, 1 * TiB, 1 * TiB, 1 },
+    { { { 509, 509, 0 } }, 0, 1 * TiB, 1 * TiB, 1 },
+    { { { 509, 600, 0 } }, 0, 1 * TiB, 1 * TiB, 1 },
+    /* the tightest one of several counts, wherever it stands */
+    { { { 32764, 4, 0 }, { 509, 499, 0 } }, 0, 1 * TiB, 1 * TiB, 10 },
+    { { { 509, 499, 0 }, { 32764, 4, 0 } }, 0, 1 * TiB, 1 * TiB, 10 },
+    { { { 32764, 4, 0 }, { 600, 3, 0 }, { 32, 3, 0 } }, 0,
+      1 * TiB, 1 * TiB, 1 },
+    { { { UNLIMITED, 4, 0 }, { 509, 500, 4 } }, 9, 1 * TiB, 1 * TiB, 5 },
     /* sizes that no machine has today */
-    { { 32764, 32760, 0, 0, UINT64_MAX, UINT64_MAX }, 256 },
-    { { 32764, 32760, 0, 0, UINT64_MAX / 2, UINT64_MAX }, 127 },
-    { { 32764, 32760, 0, 0, 1 * TiB, 0 }, 256 },
+    { { { 32764, 4, 0 } }, 0, UINT64_MAX, UINT64_MAX, 256 },
+    { { { 32764, 4, 0 } }, 0, UINT64_MAX / 2, UINT64_MAX, 127 },
+    { { { 32764, 4, 0 } }, 0, 1 * TiB, 0, 256 },
 };
 
 static void test_table(void)
@@ -57,8 +79,55 @@ static void test_table(void)
     int i;
 
     for (i = 0; i < ARRAY_SIZE(budget_cases); i++) {
-        g_assert_cmpuint(memslot_budget(&budget_cases[i].facts), ==,
-                         budget_cases[i].budget);
+        const BudgetCase *c = &budget_cases[i];
+        const MemslotBudgetFacts facts = {
+            .holders = c->holders,
+            .nr_holders = count_holders(c->holders),
+            .required_memslots = c->required_memslots,
+            .region_size = c->region_size,
+            .unassigned_size = c->unassigned_size,
+        };
+
+        g_assert_cmpuint(memslot_budget(&facts), ==, c->budget);
+    }
+}
+
+typedef struct FitCase {
+    MemslotCounts counts;
+    unsigned int needed;
+    unsigned int free;
+    bool fit;
+} FitCase;
+
+static const FitCase fit_cases[] = {
+    { { 32, 0, 0 }, 32, 32, true },
+    { { 32, 0, 0 }, 33, 32, false },
+    { { 32, 30, 0 }, 2, 2, true },
+    { { 32, 30, 1 }, 1, 2, true },
+    { { 32, 30, 1 }, 2, 2, false },
+    { { 32, 30, 2 }, 0, 2, true },
+    { { 32, 30, 3 }, 0, 2, false },
+    { { 32, 32, 0 }, 0, 0, true },
+    { { 32, 33, 0 }, 0, 0, false },
+    { { 0, 0, 0 }, 0, 0, true },
+    { { 0, 0, 0 }, 1, 0, false },
+    { { UNLIMITED, 33, 5 }, 1000, UNLIMITED, true },
+    { { UNLIMITED, UINT_MAX, UINT_MAX }, UINT_MAX, UNLIMITED, true },
+    /* no sum wraps around */
+    { { 509, UINT_MAX, 1 }, 0, 0, false },
+    { { 509, 1, UINT_MAX }, 1, 508, false },
+    { { 509, 1, 0 }, UINT_MAX, 508, false },
+};
+
+static void test_fit(void)
+{
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(fit_cases); i++) {
+        const FitCase *c = &fit_cases[i];
+
+        g_assert_cmpuint(memslot_counts_free(&c->counts), ==, c->free);
+        g_assert_cmpint(memslot_counts_fit(&c->counts, c->needed), ==, c->fit);
     }
 }
 
@@ -69,29 +138,39 @@ static unsigned int rand_range(unsigned int end)
 
 static void test_invariants(void)
 {
-    int i;
+    int i, j;
 
     for (i = 0; i < 100000; i++) {
         const unsigned int required = rand_range(400);
-        const unsigned int used = rand_range(required + 1);
-        const unsigned int max = rand_range(2) ? 32764 : rand_range(1000);
         const uint64_t left = 1 + rand_range(UINT_MAX);
+        MemslotCounts holders[MAX_HOLDERS];
         MemslotBudgetFacts facts = {
-            .max_memslots = max,
-            .free_memslots = rand_range(max + 1),
+            .holders = holders,
+            .nr_holders = rand_range(MAX_HOLDERS + 1),
             .required_memslots = required,
-            .used_memslots = used,
             .unassigned_size = left * MiB,
             .region_size = (1 + rand_range(left)) * MiB,
         };
-        const unsigned int budget = memslot_budget(&facts);
+        unsigned int budget, larger, fewer;
+
+        for (j = 0; j < facts.nr_holders; j++) {
+            const unsigned int limit = rand_range(3) ? 32764 : rand_range(1000);
+
+            holders[j] = (MemslotCounts) {
+                .limit = rand_range(20) ? limit : UNLIMITED,
+                .used = rand_range(limit + 2),
+                .reserved = rand_range(required + 1),
+            };
+        }
+        budget = memslot_budget(&facts);
 
         g_assert_cmpuint(budget, >=, 1);
         if (budget > 1) {
-            g_assert_cmpuint(max, >=, 509);
             g_assert_cmpuint(budget + required, <=, 256);
-            g_assert_cmpuint(budget + (required - used), <=,
-                             facts.free_memslots);
+            for (j = 0; j < facts.nr_holders; j++) {
+                g_assert_cmpuint(holders[j].limit, >=, 509);
+                g_assert_true(memslot_counts_fit(&holders[j], budget));
+            }
             /* its share of memory is at least its share of memslots */
             g_assert_cmpfloat((double)budget / (256 - required), <=,
                               (double)facts.region_size /
@@ -100,7 +179,15 @@ static void test_invariants(void)
 
         /* a larger device never gets less */
         facts.region_size = facts.unassigned_size;
-        g_assert_cmpuint(memslot_budget(&facts), >=, budget);
+        larger = memslot_budget(&facts);
+        g_assert_cmpuint(larger, >=, budget);
+
+        /* nor one that fewer have to hold */
+        if (facts.nr_holders) {
+            facts.nr_holders--;
+            fewer = memslot_budget(&facts);
+            g_assert_cmpuint(fewer, >=, larger);
+        }
     }
 }
 
@@ -111,8 +198,6 @@ static void test_share(void)
 
     for (i = 0; i < 1000; i++) {
         MemslotBudgetFacts facts = {
-            .max_memslots = 32764,
-            .free_memslots = 32000,
             .unassigned_size = (256 + rand_range(4096)) * GiB,
         };
         unsigned int single = 0, last = 0;
@@ -134,11 +219,94 @@ static void test_share(void)
     }
 }
 
+/* What a plain reading of the rules gives. */
+static unsigned int expected_budget(const MemslotCounts *kvm,
+                                    const MemslotCounts *vhost,
+                                    unsigned int promised, unsigned int part)
+{
+    int available = MIN(256 - (int)promised,
+                        (int)kvm->limit - (int)kvm->used - (int)kvm->reserved);
+
+    if (vhost->limit != UNLIMITED) {
+        available = MIN(available, (int)vhost->limit - (int)vhost->used -
+                                   (int)vhost->reserved);
+    }
+    if (MIN(kvm->limit, vhost->limit) < 509) {
+        available = 1;
+    }
+    return MAX(available / (int)part, 1);
+}
+
+/*
+ * Real situations: the limits of KVM and of vhost backends that there are, with
+ * more and more promised before, half of that mapped, and devices that take all
+ * of the device memory that is left, half of it, or a hundredth.
+ */
+static void test_situations(void)
+{
+    static const unsigned int kvm_limits[] = { 32764, 509, 32 };
+    static const unsigned int vhost_limits[] = { 8, 32, 64, 509, UNLIMITED };
+    static const unsigned int promises[] = { 0, 1, 20, 128, 254, 255 };
+    static const unsigned int parts[] = { 1, 2, 100 };
+    int i, j, k, l;
+
+    g_test_message("%6s %6s %5s %9s   %s", "KVM", "vhost", "used", "reserved",
+                   "memslots, admitted: all, half, a hundredth");
+    for (i = 0; i < ARRAY_SIZE(kvm_limits); i++) {
+        for (j = 0; j < ARRAY_SIZE(vhost_limits); j++) {
+            for (k = 0; k < ARRAY_SIZE(promises); k++) {
+                const unsigned int used = BOOT_MEMSLOTS + promises[k] / 2;
+                const unsigned int reserved = promises[k] - promises[k] / 2;
+                const MemslotCounts holders[2] = {
+                    { kvm_limits[i], used, reserved },
+                    { vhost_limits[j], used, reserved },
+                };
+                g_autoptr(GString) line = g_string_new(NULL);
+
+                g_string_printf(line, "%6u ", kvm_limits[i]);
+                if (vhost_limits[j] == UNLIMITED) {
+                    g_string_append_printf(line, "%6s", "none");
+                } else {
+                    g_string_append_printf(line, "%6u", vhost_limits[j]);
+                }
+                g_string_append_printf(line, " %5u %9u  ", used, reserved);
+
+                for (l = 0; l < ARRAY_SIZE(parts); l++) {
+                    const MemslotBudgetFacts facts = {
+                        .holders = holders,
+                        .nr_holders = 2,
+                        .required_memslots = promises[k],
+                        .region_size = 600 * GiB / parts[l],
+                        .unassigned_size = 600 * GiB,
+                    };
+                    const unsigned int budget = memslot_budget(&facts);
+                    const bool fit = memslot_counts_fit(&holders[0], budget) &&
+                                     memslot_counts_fit(&holders[1], budget);
+
+                    g_assert_cmpuint(budget, ==,
+                                     expected_budget(&holders[0], &holders[1],
+                                                     promises[k], parts[l]));
+                    /* one memslot is the only thing that can be refused */
+                    g_assert_true(fit || budget == 1);
+                    g_assert_cmpint(fit, ==,
+                                    BOOT_MEMSLOTS + promises[k] + budget <=
+                                    MIN(kvm_limits[i], vhost_limits[j]));
+                    g_string_append_printf(line, " %3u %-7s", budget,
+                                           fit ? "yes" : "refused");
+                }
+                g_test_message("%s", line->str);
+            }
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/memslot-budget/table", test_table);
+    g_test_add_func("/memslot-budget/fit", test_fit);
     g_test_add_func("/memslot-budget/invariants", test_invariants);
     g_test_add_func("/memslot-budget/share", test_share);
+    g_test_add_func("/memslot-budget/situations", test_situations);
     return g_test_run();
 }

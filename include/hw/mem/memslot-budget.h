@@ -1,8 +1,8 @@
 /*
  * Memslot budget: how many memslots a memory device may use
  *
- * The policy alone, as a pure function over facts; the core for memory devices
- * gathers the facts.
+ * The policy alone, as pure functions over facts; the memslot account gathers
+ * the facts. All of them may be called at any time from any thread.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -11,7 +11,7 @@
 #ifndef HW_MEM_MEMSLOT_BUDGET_H
 #define HW_MEM_MEMSLOT_BUDGET_H
 
-/* What max_memslots and free_memslots are where nothing sets a limit. */
+/* The limit of those that have none. */
 #define MEMSLOTS_UNLIMITED UINT_MAX
 
 /*
@@ -27,24 +27,50 @@
 #define MEMSLOTS_SOFT_LIMIT 256
 
 /**
+ * MemslotCounts: the memslots of one that holds them, KVM or a vhost backend
+ * @limit: how many it can hold, or MEMSLOTS_UNLIMITED
+ * @used: how many it holds, whoever mapped them
+ * @reserved: how many it does not hold yet, but memory devices have been
+ *     promised; nobody else is kept from taking them
+ */
+typedef struct MemslotCounts {
+    unsigned int limit;
+    unsigned int used;
+    unsigned int reserved;
+} MemslotCounts;
+
+/**
  * MemslotBudgetFacts: what the decision depends on
- * @max_memslots: the most memslots that KVM and each vhost backend can hold
- * @free_memslots: the most memslots that KVM and each vhost backend can still
- *     take
- * @required_memslots: the most memslots that all other memory devices may map;
- *     a promise to them
- * @used_memslots: how many of @required_memslots are mapped at the moment
+ * @holders: the counts of all that have to hold the device's memslots
+ * @nr_holders: number of entries in @holders
+ * @required_memslots: the most memslots that all other memory devices may map
  * @region_size: size of the device's memory region in bytes, not zero
  * @unassigned_size: device memory in bytes that no other memory device takes
  */
 typedef struct MemslotBudgetFacts {
-    unsigned int max_memslots;
-    unsigned int free_memslots;
+    const MemslotCounts *holders;
+    unsigned int nr_holders;
     unsigned int required_memslots;
-    unsigned int used_memslots;
     uint64_t region_size;
     uint64_t unassigned_size;
 } MemslotBudgetFacts;
+
+/**
+ * memslot_counts_free: the memslots that are not in use, promised or not
+ *
+ * Returns: MEMSLOTS_UNLIMITED if there is no limit, zero if it is exceeded.
+ */
+unsigned int memslot_counts_free(const MemslotCounts *counts);
+
+/**
+ * memslot_counts_fit: whether more memslots can be promised
+ * @counts: the counts of one that holds memslots
+ * @needed: the number of memslots to be promised, on top of @counts
+ *
+ * Returns: whether all promises can be held, the new one among them. With zero
+ * @needed: those that there are already.
+ */
+bool memslot_counts_fit(const MemslotCounts *counts, unsigned int needed);
 
 /**
  * memslot_budget: decide how many memslots a memory device may use
@@ -53,10 +79,8 @@ typedef struct MemslotBudgetFacts {
  * among the devices to come by size: a device gets the share that it takes of
  * the device memory that is left. One that takes all of it gets all.
  *
- * A pure function that may be called at any time from any thread.
- *
  * Returns: the budget, at least one and at most MEMSLOTS_SOFT_LIMIT. More than
- * one is never more than is free and not promised.
+ * one is never more than each holder has free and not promised.
  */
 unsigned int memslot_budget(const MemslotBudgetFacts *facts);
 

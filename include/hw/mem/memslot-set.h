@@ -79,45 +79,35 @@ MemoryRegion *memslot_set_container(MemslotSet *set);
 unsigned int memslot_set_count(const MemslotSet *set);
 
 /**
- * memslot_set_map: map all memslots that a range touches
+ * memslot_set_count_missing: how many memslots memslot_set_sync() would map
  *
- * Those that are mapped already stay as they are. The others get mapped in one
- * memory transaction (which is nested in one that the caller began).
- *
- * @set: the set
- * @offset: start of the range, in bytes from the start of the region
- * @size: size of the range in bytes; the range must be within the region
+ * Same arguments as memslot_set_sync(); nothing is mapped or unmapped.
  */
-void memslot_set_map(MemslotSet *set, uint64_t offset, uint64_t size);
-
-/**
- * memslot_set_unmap: unmap all memslots that a range touches
- *
- * Those that are unmapped already stay as they are. The others get unmapped in
- * one memory transaction, also where the range covers them only in part; use
- * memslot_set_sync() where the rest of a memslot can be in use.
- *
- * @set: the set
- * @offset: start of the range, in bytes from the start of the region
- * @size: size of the range in bytes; the range must be within the region
- */
-void memslot_set_unmap(MemslotSet *set, uint64_t offset, uint64_t size);
+unsigned int memslot_set_count_missing(MemslotSet *set, uint64_t offset,
+                                       uint64_t size, MemslotWanted *wanted,
+                                       void *opaque);
 
 /**
  * memslot_set_sync: map or unmap the memslots that a range touches, by a rule
  *
  * Each memslot that the range touches gets mapped if @wanted says so, else
- * unmapped, all in one memory transaction.
+ * unmapped, all in one memory transaction (which is nested in one that the
+ * caller began). Those that are as they should be stay as they are.
  *
  * @set: the set
  * @offset: start of the range, in bytes from the start of the region
  * @size: size of the range in bytes; the range must be within the region
  * @wanted: called for each memslot that the range touches, with the memslot's
- *     own offset and size; must not change any mapping
+ *     own offset and size; must not change any mapping. NULL: all are wanted.
  * @opaque: passed to @wanted
  */
 void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
                       MemslotWanted *wanted, void *opaque);
+
+/**
+ * memslot_set_unmap_all: unmap all memslots, in one memory transaction
+ */
+void memslot_set_unmap_all(MemslotSet *set);
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(MemslotSet, memslot_set_free)
 

@@ -1,0 +1,434 @@
+/*
+ * Memslot account: who holds memslots, and what memory devices were promised
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "hw/mem/memslot-account.h"
+#include "exec/address-spaces.h"
+#include "hw/boards.h"
+#include "hw/virtio/vhost.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-machine.h"
+#include "qemu/error-report.h"
+#include "sysemu/kvm.h"
+#include "trace.h"
+
+/* What one memory device was promised, and has mapped of it. */
+typedef struct MemslotPromise {
+    MemoryRegion *ram;
+    unsigned int required;
+    unsigned int used;
+    QLIST_ENTRY(MemslotPromise) next;
+} MemslotPromise;
+
+/* Sums of several promises. */
+typedef struct MemslotTally {
+    unsigned int required;
+    unsigned int used;
+    unsigned int reserved;
+} MemslotTally;
+
+static bool memslot_is_shared(MemoryRegion *ram)
+{
+    return memory_region_get_fd(ram) >= 0;
+}
+
+static MemslotTally memslot_account_tally(const MemslotAccount *account,
+                                          bool shared_only)
+{
+    MemslotTally tally = {};
+    const MemslotPromise *promise;
+
+    if (!account) {
+        return tally;
+    }
+
+    tally.used = shared_only ? 0 : account->strays;
+    QLIST_FOREACH(promise, &account->promises, next) {
+        if (shared_only && !memslot_is_shared(promise->ram)) {
+            continue;
+        }
+        tally.required += promise->required;
+        tally.used += promise->used;
+        /* More used than required is a bug, but nothing to fall over. */
+        tally.reserved += promise->required - MIN(promise->required,
+                                                  promise->used);
+    }
+    return tally;
+}
+
+static MemoryRegion *memslot_resolve_alias(MemoryRegion *mr)
+{
+    while (mr->alias) {
+        mr = mr->alias;
+    }
+    return mr;
+}
+
+static MemslotPromise *memslot_account_find_promise(MemslotAccount *account,
+                                                    MemoryRegion *ram)
+{
+    MemslotPromise *promise;
+
+    QLIST_FOREACH(promise, &account->promises, next) {
+        if (promise->ram == ram) {
+            break;
+        }
+    }
+    return promise;
+}
+
+/*
+ * Not an address space of its own with a listener: all its flat views would
+ * have to be generated, too. This way, we see what KVM and vhost see.
+ */
+static bool memslot_account_covers(MemslotAccount *account,
+                                   MemoryRegionSection *section)
+{
+    const DeviceMemoryState *dms = container_of(account, DeviceMemoryState,
+                                                memslots);
+    const hwaddr addr = section->offset_within_address_space;
+
+    return memory_region_is_ram(section->mr) && addr >= dms->base &&
+           addr - dms->base < memory_region_size((MemoryRegion *)&dms->mr);
+}
+
+static void memslot_account_region_add(MemoryListener *listener,
+                                       MemoryRegionSection *section)
+{
+    MemslotAccount *account = container_of(listener, MemslotAccount, listener);
+    MemslotPromise *promise;
+
+    if (!memslot_account_covers(account, section)) {
+        return;
+    }
+
+    promise = memslot_account_find_promise(account, section->mr);
+    if (promise) {
+        promise->used++;
+    } else {
+        account->strays++;
+    }
+    if (!promise || promise->used > promise->required) {
+        warn_report_once("more memslots are mapped into the device memory than"
+                         " memory devices asked for: memory region '%s'",
+                         memory_region_name(section->mr));
+    }
+}
+
+static void memslot_account_region_del(MemoryListener *listener,
+                                       MemoryRegionSection *section)
+{
+    MemslotAccount *account = container_of(listener, MemslotAccount, listener);
+    MemslotPromise *promise;
+
+    if (!memslot_account_covers(account, section)) {
+        return;
+    }
+
+    promise = memslot_account_find_promise(account, section->mr);
+    if (promise) {
+        promise->used--;
+    } else {
+        account->strays--;
+    }
+}
+
+/* Returns NULL if there is no device memory, and so no promises. */
+static MemslotAccount *memslot_account_find(MachineState *ms)
+{
+    MemslotAccount *account;
+
+    if (!ms || !ms->device_memory) {
+        return NULL;
+    }
+
+    account = &ms->device_memory->memslots;
+    if (!account->listener.name) {
+        account->listener = (MemoryListener) {
+            .name = "memslot-account",
+            .region_add = memslot_account_region_add,
+            .region_del = memslot_account_region_del,
+        };
+        memory_listener_register(&account->listener, &address_space_memory);
+    }
+    return account;
+}
+
+static MemslotCounts memslot_holder_counts(const MemslotHolder *holder,
+                                           const MemslotAccount *account)
+{
+    return (MemslotCounts) {
+        .limit = holder->limit,
+        .used = holder->used,
+        .reserved = memslot_account_tally(account,
+                                          holder->shared_only).reserved,
+    };
+}
+
+static bool memslot_holder_sees(const MemslotHolder *holder, MemoryRegion *ram)
+{
+    return !holder->shared_only || memslot_is_shared(ram);
+}
+
+static void foreach_memslot_holder(MemslotHolderFunc *func, void *opaque)
+{
+    if (kvm_enabled()) {
+        const unsigned int limit = kvm_get_max_memslots();
+        const MemslotHolder kvm = {
+            .limit = limit,
+            .used = limit - kvm_get_free_memslots(),
+        };
+
+        func(&kvm, opaque);
+    }
+    vhost_foreach_memslot_holder(func, opaque);
+}
+
+typedef struct HolderCounts {
+    const MemslotAccount *account;
+    MemoryRegion *ram;
+    const char *id;
+    /* of MemslotCounts */
+    GArray *counts;
+} HolderCounts;
+
+static void memslot_holder_collect(const MemslotHolder *holder, void *opaque)
+{
+    HolderCounts *collect = opaque;
+    const MemslotCounts counts = memslot_holder_counts(holder,
+                                                       collect->account);
+
+    if (memslot_holder_sees(holder, collect->ram)) {
+        trace_memslot_account_holder(collect->id,
+                                     holder->id ? holder->id : "KVM",
+                                     counts.limit, counts.used,
+                                     counts.reserved);
+        g_array_append_val(collect->counts, counts);
+    }
+}
+
+unsigned int memslot_account_budget(MachineState *ms, const char *id,
+                                    MemoryRegion *ram, uint64_t unassigned_size)
+{
+    const MemslotAccount *account = memslot_account_find(ms);
+    const MemslotTally tally = memslot_account_tally(account, false);
+    g_autoptr(GArray) counts = g_array_new(false, false, sizeof(MemslotCounts));
+    HolderCounts collect = {
+        .account = account,
+        .ram = ram,
+        .id = id ? id : "",
+        .counts = counts,
+    };
+    MemslotBudgetFacts facts = {
+        .required_memslots = tally.required,
+        .region_size = memory_region_size(ram),
+        .unassigned_size = unassigned_size,
+    };
+    unsigned int budget;
+
+    foreach_memslot_holder(memslot_holder_collect, &collect);
+    facts.holders = (MemslotCounts *)counts->data;
+    facts.nr_holders = counts->len;
+
+    budget = memslot_budget(&facts);
+    trace_memslot_account_budget(collect.id, tally.required, tally.used,
+                                 facts.region_size, facts.unassigned_size,
+                                 budget);
+    return budget;
+}
+
+typedef struct HolderCheck {
+    const MemslotAccount *account;
+    MemoryRegion *ram;
+    const char *id;
+    unsigned int memslots;
+    Error **errp;
+    bool failed;
+} HolderCheck;
+
+static char *memslot_holder_name(const MemslotHolder *holder)
+{
+    return holder->id ? g_strdup_printf("vhost backend '%s'", holder->id)
+                      : g_strdup("KVM");
+}
+
+static void memslot_holder_check_device(const MemslotHolder *holder,
+                                        void *opaque)
+{
+    HolderCheck *check = opaque;
+    const MemslotCounts counts = memslot_holder_counts(holder, check->account);
+    g_autofree char *name = NULL;
+
+    if (check->failed || !memslot_holder_sees(holder, check->ram) ||
+        memslot_counts_fit(&counts, check->memslots)) {
+        return;
+    }
+
+    check->failed = true;
+    name = memslot_holder_name(holder);
+    error_setg(check->errp, "not enough memslots for memory device '%s': %s can"
+               " hold %u, of which %u are used and %u are reserved for other"
+               " memory devices, but %u %s needed", check->id, name,
+               counts.limit, counts.used, counts.reserved, check->memslots,
+               check->memslots == 1 ? "is" : "are");
+    error_append_hint(check->errp, "Use fewer, larger memory devices%s.\n",
+                      holder->id ? ", or a vhost backend that can hold more"
+                                   " memory regions" : "");
+}
+
+bool memslot_account_check_device(MachineState *ms, const char *id,
+                                  MemoryRegion *ram, unsigned int memslots,
+                                  Error **errp)
+{
+    HolderCheck check = {
+        .account = memslot_account_find(ms),
+        .ram = ram,
+        .id = id ? id : "",
+        .memslots = memslots,
+        .errp = errp,
+    };
+
+    foreach_memslot_holder(memslot_holder_check_device, &check);
+    return !check.failed;
+}
+
+void memslot_account_promise(MachineState *ms, MemoryRegion *ram,
+                             unsigned int memslots)
+{
+    MemslotAccount *account = memslot_account_find(ms);
+    MemslotPromise *promise = g_new0(MemslotPromise, 1);
+
+    promise->ram = memslot_resolve_alias(ram);
+    promise->required = memslots;
+    QLIST_INSERT_HEAD(&account->promises, promise, next);
+    trace_memslot_account_promise(memory_region_name(promise->ram), memslots);
+}
+
+void memslot_account_release(MachineState *ms, MemoryRegion *ram)
+{
+    MemslotAccount *account = memslot_account_find(ms);
+    MemslotPromise *promise;
+
+    promise = memslot_account_find_promise(account, memslot_resolve_alias(ram));
+    trace_memslot_account_release(memory_region_name(promise->ram),
+                                  promise->required);
+    QLIST_REMOVE(promise, next);
+    g_free(promise);
+}
+
+static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
+{
+    HolderCheck *check = opaque;
+    const MemslotCounts counts = {
+        .limit = holder->limit,
+        .used = holder->used,
+    };
+    g_autofree char *name = NULL;
+
+    if (check->failed || !memslot_holder_sees(holder, check->ram) ||
+        memslot_counts_fit(&counts, check->memslots)) {
+        return;
+    }
+
+    check->failed = true;
+    name = memslot_holder_name(holder);
+    error_setg(check->errp, "%s can hold %u memslots, of which %u are used, but"
+               " %u more %s needed", name, counts.limit, counts.used,
+               check->memslots, check->memslots == 1 ? "is" : "are");
+}
+
+bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
+                               Error **errp)
+{
+    HolderCheck check = {
+        .ram = ram,
+        .memslots = memslots,
+        .errp = errp,
+    };
+
+    foreach_memslot_holder(memslot_holder_check_map, &check);
+    if (check.failed) {
+        return false;
+    }
+
+    if (kvm_enabled()) {
+        kvm_try_memslots_begin();
+    }
+    return true;
+}
+
+bool memslot_account_map_end(Error **errp)
+{
+    const int ret = kvm_enabled() ? kvm_try_memslots_end() : 0;
+
+    if (ret) {
+        error_setg_errno(errp, -ret, "KVM cannot map more memory");
+    }
+    return !ret;
+}
+
+bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
+{
+    const MemslotAccount *account = memslot_account_find(current_machine);
+    const MemslotCounts counts = memslot_holder_counts(backend, account);
+
+    if (memslot_counts_fit(&counts, 0)) {
+        return true;
+    }
+
+    error_setg(errp, "vhost backend '%s' can hold %u memory regions, but %u are"
+               " used and %u are reserved for memory devices", backend->id,
+               counts.limit, counts.used, counts.reserved);
+    error_append_hint(errp, "Use a vhost backend that can hold more memory"
+                      " regions, or fewer memory devices and virtio-mem devices"
+                      " with multiple-memslots=off.\n");
+    return false;
+}
+
+typedef struct HolderQuery {
+    const MemslotAccount *account;
+    MemslotHolderInfoList **tail;
+} HolderQuery;
+
+static void memslot_holder_query(const MemslotHolder *holder, void *opaque)
+{
+    HolderQuery *query = opaque;
+    const MemslotCounts counts = memslot_holder_counts(holder, query->account);
+    MemslotHolderInfo *info = g_new0(MemslotHolderInfo, 1);
+
+    info->type = holder->id ? MEMSLOT_HOLDER_TYPE_VHOST
+                            : MEMSLOT_HOLDER_TYPE_KVM;
+    info->has_id = holder->id;
+    info->id = g_strdup(holder->id);
+    info->has_limit = info->has_free = counts.limit != MEMSLOTS_UNLIMITED;
+    if (info->has_limit) {
+        info->limit = counts.limit;
+        info->free = memslot_counts_free(&counts);
+    }
+    info->used = counts.used;
+    info->reserved = counts.reserved;
+    info->shared_only = holder->shared_only;
+    QAPI_LIST_APPEND(query->tail, info);
+}
+
+MemslotsInfo *qmp_query_memslots(Error **errp)
+{
+    const MemslotAccount *account = memslot_account_find(current_machine);
+    const MemslotTally tally = memslot_account_tally(account, false);
+    MemslotsInfo *info = g_new0(MemslotsInfo, 1);
+    HolderQuery query = {
+        .account = account,
+        .tail = &info->holders,
+    };
+
+    info->soft_limit = MEMSLOTS_SOFT_LIMIT;
+    info->required = tally.required;
+    info->used = tally.used;
+    info->reserved = tally.reserved;
+    foreach_memslot_holder(memslot_holder_query, &query);
+    return info;
+}

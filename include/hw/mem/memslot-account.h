@@ -1,0 +1,138 @@
+/*
+ * Memslot account: who holds memslots, and what memory devices were promised
+ *
+ * Memory devices that map memslots later than they are plugged rely on a
+ * promise: that these memslots will be there. The account keeps what has been
+ * promised and what is mapped, asks KVM and all vhost backends for their
+ * counts, and has memslot-budget.h decide.
+ *
+ * All of it must be called with the BQL held.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef HW_MEM_MEMSLOT_ACCOUNT_H
+#define HW_MEM_MEMSLOT_ACCOUNT_H
+
+#include "exec/memory.h"
+#include "hw/mem/memslot-budget.h"
+
+/**
+ * MemslotHolder: one that holds memslots, KVM or a vhost backend
+ * @id: what users know the vhost backend by; NULL for KVM
+ * @limit: the memslots that it can hold, or MEMSLOTS_UNLIMITED
+ * @used: the memslots that it holds
+ * @shared_only: it does not see memory without a file descriptor
+ */
+typedef struct MemslotHolder {
+    const char *id;
+    unsigned int limit;
+    unsigned int used;
+    bool shared_only;
+} MemslotHolder;
+
+typedef void MemslotHolderFunc(const MemslotHolder *holder, void *opaque);
+
+/**
+ * MemslotAccount: the account of a machine's device memory
+ *
+ * Zero-initialized, it is ready for use.
+ */
+typedef struct MemslotAccount {
+    /* private: */
+    /* sees what gets mapped into the device memory */
+    MemoryListener listener;
+    QLIST_HEAD(, MemslotPromise) promises;
+    /* mapped into the device memory, but not promised to any memory device */
+    unsigned int strays;
+} MemslotAccount;
+
+/**
+ * memslot_account_budget: decide how many memslots a memory device may use
+ * @ms: the machine, which has device memory
+ * @id: the id of the device, for tracing
+ * @ram: the device's RAM memory region
+ * @unassigned_size: device memory in bytes that no memory device takes yet
+ *
+ * Returns: the budget, at least one. Nothing is promised yet.
+ */
+unsigned int memslot_account_budget(MachineState *ms, const char *id,
+                                    MemoryRegion *ram,
+                                    uint64_t unassigned_size);
+
+/**
+ * memslot_account_check_device: check whether a memory device can be admitted
+ * @ms: the machine, which has device memory
+ * @id: the id of the device
+ * @ram: the device's RAM memory region
+ * @memslots: the most memslots that the device may map
+ * @errp: set if one of those that have to hold the memslots could not hold
+ *     these and all that have been promised before
+ *
+ * Returns: true on success. Nothing is promised yet.
+ */
+bool memslot_account_check_device(MachineState *ms, const char *id,
+                                  MemoryRegion *ram, unsigned int memslots,
+                                  Error **errp);
+
+/**
+ * memslot_account_promise: promise memslots to a memory device
+ * @ms: the machine, which has device memory
+ * @ram: the device's RAM memory region
+ * @memslots: the most memslots that the device may map
+ *
+ * To be called before the device's memory gets mapped, after
+ * memslot_account_check_device() was successful.
+ */
+void memslot_account_promise(MachineState *ms, MemoryRegion *ram,
+                             unsigned int memslots);
+
+/**
+ * memslot_account_release: take a promise back
+ * @ms: the machine, which has device memory
+ * @ram: the device's RAM memory region
+ *
+ * To be called after the device's memory has been unmapped.
+ */
+void memslot_account_release(MachineState *ms, MemoryRegion *ram);
+
+/**
+ * memslot_account_map_begin: prepare to map memslots that have been promised
+ * @ram: the RAM memory region that the memslots are part of
+ * @memslots: the number of memslots that are about to be mapped
+ * @errp: set if somebody else has taken them in the meantime
+ *
+ * A promise keeps other memory devices and vhost backends away, but not what
+ * maps memory without asking: PCI BARs, for example. Nor can it tell how much
+ * memory the kernel has left for KVM's metadata.
+ *
+ * On success, the caller maps the memslots in one memory transaction that is
+ * not nested in another one, and calls memslot_account_map_end().
+ *
+ * Returns: true on success. Otherwise, nothing must be mapped.
+ */
+bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
+                               Error **errp);
+
+/**
+ * memslot_account_map_end: tell whether all memslots have been mapped
+ * @errp: set if KVM refused one of them
+ *
+ * Returns: true on success. Otherwise, the caller has to unmap what it mapped.
+ * Until then, memory that KVM refused to map can still be accessed by a guest,
+ * but slowly.
+ */
+bool memslot_account_map_end(Error **errp);
+
+/**
+ * memslot_account_check_vhost: check whether a vhost backend can be admitted
+ * @backend: the backend, with the memslots that it holds as of now
+ * @errp: set if the backend could not hold what has been promised to memory
+ *     devices
+ *
+ * Returns: true on success.
+ */
+bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp);
+
+#endif /* HW_MEM_MEMSLOT_ACCOUNT_H */

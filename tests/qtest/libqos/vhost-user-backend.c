@@ -1,0 +1,656 @@
+/*
+ * libqos vhost-user backend
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "qemu/units.h"
+#include "standard-headers/linux/virtio_config.h"
+#include "vhost-user-backend.h"
+#include <glib-unix.h>
+#include <sys/un.h>
+
+#define PROTOCOL_VERSION 1
+
+/* QEMU tries once a second, on a host that may be busy. */
+#define WAIT_TIMEOUT_US (60 * G_TIME_SPAN_SECOND)
+
+#define BLOCK_DEVICE_SECTORS (64 * MiB / 512)
+
+struct QVhostUserBackend {
+    char *path;
+    bool configurable;
+    unsigned int max_regions;
+
+    /* The thread does nothing but to dispatch the sources of the context. */
+    GMainContext *context;
+    GMainLoop *loop;
+    GThread *thread;
+
+    /*
+     * Protects everything below. The thread holds it from when it starts to
+     * look at its sockets until all that came is handled and answered.
+     */
+    GMutex lock;
+    /* signalled when messages came */
+    GCond cond;
+
+    /* -1 and NULL if there is none */
+    int listen_fd;
+    GSource *listen_source;
+    int conn_fd;
+    GSource *conn_source;
+
+    /* What the frontend told: gone with the connection */
+    uint64_t protocol_features;
+    /* VhostUserMemoryRegion, in no order */
+    GArray *regions;
+    /* one bit for each queue */
+    uint64_t started;
+
+    unsigned int nr_messages[VHOST_USER_MAX];
+    char *error;
+};
+
+/* A message and the files that came with it, which are closed in the end */
+typedef struct Request {
+    VhostUserMsg msg;
+    int fds[VHOST_MEMORY_BASELINE_NREGIONS];
+    unsigned int nr_fds;
+} Request;
+
+static void G_GNUC_PRINTF(2, 3)
+set_error(QVhostUserBackend *backend, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (!backend->error) {
+        va_start(ap, fmt);
+        backend->error = g_strdup_vprintf(fmt, ap);
+        va_end(ap);
+    }
+}
+
+static void drop_source(GSource **source, int *fd)
+{
+    if (*source) {
+        g_source_destroy(*source);
+        g_source_unref(*source);
+        *source = NULL;
+        close(*fd);
+        *fd = -1;
+    }
+}
+
+static void disconnect(QVhostUserBackend *backend)
+{
+    drop_source(&backend->conn_source, &backend->conn_fd);
+    backend->protocol_features = 0;
+    backend->started = 0;
+    g_array_set_size(backend->regions, 0);
+}
+
+static GSource *watch(QVhostUserBackend *backend, int fd, GUnixFDSourceFunc fn)
+{
+    GSource *source = g_unix_fd_source_new(fd, G_IO_IN | G_IO_HUP | G_IO_ERR);
+
+    g_source_set_callback(source, (GSourceFunc)(void (*)(void))fn, backend,
+                          NULL);
+    g_source_attach(source, backend->context);
+    return source;
+}
+
+/* ---- The table of memory regions ---- */
+
+static VhostUserMemoryRegion *get_region(QVhostUserBackend *backend,
+                                         unsigned int i)
+{
+    return &g_array_index(backend->regions, VhostUserMemoryRegion, i);
+}
+
+static bool region_is_sane(QVhostUserBackend *backend,
+                           const VhostUserMemoryRegion *region, int fd)
+{
+    struct stat st;
+
+    if (!region->memory_size ||
+        region->guest_phys_addr > UINT64_MAX - region->memory_size ||
+        region->mmap_offset > UINT64_MAX - region->memory_size) {
+        set_error(backend, "bad range of region 0x%" PRIx64,
+                  region->guest_phys_addr);
+        return false;
+    }
+    if (fstat(fd, &st) < 0 ||
+        region->mmap_offset + region->memory_size > st.st_size) {
+        set_error(backend, "region 0x%" PRIx64 " exceeds its file",
+                  region->guest_phys_addr);
+        return false;
+    }
+    return true;
+}
+
+static bool add_region(QVhostUserBackend *backend,
+                       const VhostUserMemoryRegion *region, int fd)
+{
+    const uint64_t addr = region->guest_phys_addr;
+    unsigned int i;
+
+    if (!region_is_sane(backend, region, fd)) {
+        return false;
+    }
+    for (i = 0; i < backend->regions->len; i++) {
+        const VhostUserMemoryRegion *other = get_region(backend, i);
+
+        if (addr < other->guest_phys_addr + other->memory_size &&
+            other->guest_phys_addr < addr + region->memory_size) {
+            set_error(backend, "region 0x%" PRIx64 " overlaps with 0x%" PRIx64,
+                      addr, other->guest_phys_addr);
+            return false;
+        }
+    }
+    if (backend->regions->len == backend->max_regions) {
+        set_error(backend, "region 0x%" PRIx64 " is one more than %u", addr,
+                  backend->max_regions);
+        return false;
+    }
+    g_array_append_val(backend->regions, *region);
+    return true;
+}
+
+static bool remove_region(QVhostUserBackend *backend,
+                          const VhostUserMemoryRegion *region)
+{
+    unsigned int i;
+
+    for (i = 0; i < backend->regions->len; i++) {
+        const VhostUserMemoryRegion *other = get_region(backend, i);
+
+        if (region->guest_phys_addr == other->guest_phys_addr &&
+            region->memory_size == other->memory_size &&
+            region->userspace_addr == other->userspace_addr) {
+            g_array_remove_index_fast(backend->regions, i);
+            return true;
+        }
+    }
+    set_error(backend, "region 0x%" PRIx64 " to be removed does not exist",
+              region->guest_phys_addr);
+    return false;
+}
+
+static bool set_regions(QVhostUserBackend *backend, const Request *req)
+{
+    /* Copied as it is misaligned in the message; elsewhere, too. */
+    const VhostUserMemory memory = req->msg.payload.memory;
+    unsigned int i;
+
+    if (memory.nregions > VHOST_MEMORY_BASELINE_NREGIONS ||
+        memory.nregions != req->nr_fds) {
+        set_error(backend, "table of %u regions with %u files",
+                  memory.nregions, req->nr_fds);
+        return false;
+    }
+    g_array_set_size(backend->regions, 0);
+    for (i = 0; i < memory.nregions; i++) {
+        if (!add_region(backend, &memory.regions[i], req->fds[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool may_change_single_regions(QVhostUserBackend *backend)
+{
+    if (!(backend->protocol_features &
+          (1ull << VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS))) {
+        set_error(backend, "request to change a single region");
+        return false;
+    }
+    return true;
+}
+
+/* ---- Messages ---- */
+
+static void reply(QVhostUserBackend *backend, const Request *req, uint32_t size)
+{
+    VhostUserMsg msg = req->msg;
+    ssize_t ret;
+
+    msg.flags = PROTOCOL_VERSION | VHOST_USER_REPLY_MASK;
+    msg.size = size;
+    size += VHOST_USER_HDR_SIZE;
+    TFR(ret = send(backend->conn_fd, &msg, size, MSG_NOSIGNAL));
+    /* A frontend that is gone is noticed when it is read from. */
+    g_assert_true(ret == size || (ret < 0 && errno == EPIPE) ||
+                  (ret < 0 && errno == ECONNRESET));
+}
+
+static void reply_u64(QVhostUserBackend *backend, Request *req, uint64_t value)
+{
+    req->msg.payload.u64 = value;
+    reply(backend, req, sizeof(value));
+}
+
+static void reply_config(QVhostUserBackend *backend, Request *req)
+{
+    const uint64_t capacity = cpu_to_le64(BLOCK_DEVICE_SECTORS);
+    VhostUserConfig config = {
+        .size = req->msg.payload.config.size,
+    };
+
+    if (config.size > sizeof(config.region)) {
+        set_error(backend, "request for %u bytes of config", config.size);
+        config.size = sizeof(config.region);
+    }
+    memcpy(config.region, &capacity, sizeof(capacity));
+    req->msg.payload.config = config;
+    reply(backend, req, VHOST_USER_CONFIG_HDR_SIZE + config.size);
+}
+
+static uint64_t features(void)
+{
+    return 1ull << VIRTIO_F_VERSION_1 | 1ull << VHOST_F_LOG_ALL |
+           1ull << VHOST_USER_F_PROTOCOL_FEATURES;
+}
+
+static uint64_t protocol_features(QVhostUserBackend *backend)
+{
+    return 1ull << VHOST_USER_PROTOCOL_F_LOG_SHMFD |
+           1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK |
+           1ull << VHOST_USER_PROTOCOL_F_CONFIG |
+           (uint64_t)backend->configurable <<
+           VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+}
+
+/* Messages that have a reply of their own. Returns false for all others. */
+static bool handle_question(QVhostUserBackend *backend, Request *req)
+{
+    switch (req->msg.request) {
+    case VHOST_USER_GET_FEATURES:
+        reply_u64(backend, req, features());
+        return true;
+    case VHOST_USER_GET_PROTOCOL_FEATURES:
+        reply_u64(backend, req, protocol_features(backend));
+        return true;
+    case VHOST_USER_GET_MAX_MEM_SLOTS:
+        reply_u64(backend, req, backend->max_regions);
+        return true;
+    case VHOST_USER_GET_QUEUE_NUM:
+        reply_u64(backend, req, 1);
+        return true;
+    case VHOST_USER_GET_CONFIG:
+        reply_config(backend, req);
+        return true;
+    case VHOST_USER_GET_VRING_BASE:
+        backend->started &= ~(1ull << req->msg.payload.state.index);
+        req->msg.payload.state.num = 0;
+        reply(backend, req, sizeof(req->msg.payload.state));
+        return true;
+    case VHOST_USER_SET_LOG_BASE:
+        reply(backend, req, 0);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Returns whether all is well. */
+static bool handle_order(QVhostUserBackend *backend, const Request *req)
+{
+    const VhostUserMemoryRegion region = req->msg.payload.memreg.region;
+
+    switch (req->msg.request) {
+    case VHOST_USER_SET_MEM_TABLE:
+        return set_regions(backend, req);
+    case VHOST_USER_ADD_MEM_REG:
+        if (req->nr_fds != 1) {
+            set_error(backend, "region with %u files", req->nr_fds);
+            return false;
+        }
+        return may_change_single_regions(backend) &&
+               add_region(backend, &region, req->fds[0]);
+    case VHOST_USER_REM_MEM_REG:
+        return may_change_single_regions(backend) &&
+               remove_region(backend, &region);
+    case VHOST_USER_SET_PROTOCOL_FEATURES:
+        backend->protocol_features = req->msg.payload.u64;
+        if (req->msg.payload.u64 & ~protocol_features(backend)) {
+            set_error(backend, "protocol features 0x%" PRIx64,
+                      req->msg.payload.u64);
+            return false;
+        }
+        return true;
+    case VHOST_USER_SET_VRING_KICK:
+        backend->started |= 1ull << (req->msg.payload.u64 &
+                                     VHOST_USER_VRING_IDX_MASK);
+        return true;
+    case VHOST_USER_SET_OWNER:
+    case VHOST_USER_RESET_OWNER:
+    case VHOST_USER_SET_FEATURES:
+    case VHOST_USER_SET_LOG_FD:
+    case VHOST_USER_SET_VRING_NUM:
+    case VHOST_USER_SET_VRING_ADDR:
+    case VHOST_USER_SET_VRING_BASE:
+    case VHOST_USER_SET_VRING_CALL:
+    case VHOST_USER_SET_VRING_ERR:
+    case VHOST_USER_SET_VRING_ENABLE:
+    case VHOST_USER_SET_CONFIG:
+        return true;
+    default:
+        set_error(backend, "unexpected request %d", req->msg.request);
+        return false;
+    }
+}
+
+static void handle(QVhostUserBackend *backend, Request *req)
+{
+    if (!handle_question(backend, req)) {
+        const bool ok = handle_order(backend, req);
+
+        if (req->msg.flags & VHOST_USER_NEED_REPLY_MASK) {
+            reply_u64(backend, req, !ok);
+        }
+    }
+    if (req->msg.request > VHOST_USER_NONE &&
+        req->msg.request < VHOST_USER_MAX) {
+        backend->nr_messages[req->msg.request]++;
+        backend->nr_messages[VHOST_USER_NONE]++;
+    }
+}
+
+/* ---- Connections ---- */
+
+static void receive_fds(Request *req, struct msghdr *hdr)
+{
+    struct cmsghdr *cmsg;
+
+    for (cmsg = CMSG_FIRSTHDR(hdr); cmsg; cmsg = CMSG_NXTHDR(hdr, cmsg)) {
+        if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
+            req->nr_fds = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+            memcpy(req->fds, CMSG_DATA(cmsg), req->nr_fds * sizeof(int));
+        }
+    }
+}
+
+/* Returns false if the frontend is gone. */
+static bool receive(QVhostUserBackend *backend, Request *req)
+{
+    char control[CMSG_SPACE(sizeof(req->fds))] QEMU_ALIGNED(8);
+    struct iovec iov = {
+        .iov_base = &req->msg,
+        .iov_len = VHOST_USER_HDR_SIZE,
+    };
+    struct msghdr hdr = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = control,
+        .msg_controllen = sizeof(control),
+    };
+    ssize_t ret;
+
+    TFR(ret = recvmsg(backend->conn_fd, &hdr, MSG_CMSG_CLOEXEC | MSG_WAITALL));
+    if (ret > 0) {
+        receive_fds(req, &hdr);
+    }
+    if (ret != VHOST_USER_HDR_SIZE) {
+        return false;
+    }
+    if (req->msg.size > sizeof(req->msg.payload) ||
+        (req->msg.flags & VHOST_USER_VERSION_MASK) != PROTOCOL_VERSION ||
+        hdr.msg_flags & MSG_CTRUNC) {
+        set_error(backend, "malformed request %d", req->msg.request);
+        return false;
+    }
+    if (!req->msg.size) {
+        return true;
+    }
+    /* The frontend sends all of a message at once: this does not block. */
+    TFR(ret = recv(backend->conn_fd, &req->msg.payload, req->msg.size,
+                   MSG_WAITALL));
+    return ret == req->msg.size;
+}
+
+/* Handles one message. */
+static void serve(QVhostUserBackend *backend)
+{
+    Request req = { };
+    unsigned int i;
+
+    if (receive(backend, &req)) {
+        handle(backend, &req);
+    } else {
+        disconnect(backend);
+    }
+    for (i = 0; i < req.nr_fds; i++) {
+        close(req.fds[i]);
+    }
+    g_cond_broadcast(&backend->cond);
+}
+
+/* Whether there is something to be read, if only the end of the connection */
+static bool is_readable(int fd)
+{
+    char byte;
+
+    return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0;
+}
+
+/*
+ * The test may have closed the socket while we were about to look at it: the
+ * source is not the current one any more then.
+ */
+static gboolean conn_ready(gint fd, GIOCondition condition, gpointer opaque)
+{
+    QVhostUserBackend *backend = opaque;
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    if (g_main_current_source() == backend->conn_source) {
+        serve(backend);
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+static gboolean listen_ready(gint fd, GIOCondition condition, gpointer opaque)
+{
+    QVhostUserBackend *backend = opaque;
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    int conn_fd;
+
+    if (g_main_current_source() != backend->listen_source) {
+        return G_SOURCE_CONTINUE;
+    }
+    conn_fd = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+    if (conn_fd < 0) {
+        /* It did not wait for us. */
+        return G_SOURCE_CONTINUE;
+    }
+
+    /* The previous one may have left without us having noticed so far. */
+    while (backend->conn_source && is_readable(backend->conn_fd)) {
+        serve(backend);
+    }
+    if (backend->conn_source) {
+        set_error(backend, "a second frontend");
+        close(conn_fd);
+        return G_SOURCE_CONTINUE;
+    }
+    backend->conn_fd = conn_fd;
+    backend->conn_source = watch(backend, conn_fd, conn_ready);
+    return G_SOURCE_CONTINUE;
+}
+
+/* ---- The functions for tests ---- */
+
+static gpointer run_loop(gpointer loop)
+{
+    g_main_loop_run(loop);
+    return NULL;
+}
+
+void qvhost_user_backend_open(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+    g_assert_null(backend->listen_source);
+    g_assert_cmpuint(g_strlcpy(addr.sun_path, backend->path,
+                               sizeof(addr.sun_path)), <,
+                     sizeof(addr.sun_path));
+    memset(backend->nr_messages, 0, sizeof(backend->nr_messages));
+
+    backend->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(backend->listen_fd, >=, 0);
+    g_assert_cmpint(bind(backend->listen_fd, (struct sockaddr *)&addr,
+                         sizeof(addr)), ==, 0);
+    g_assert_cmpint(listen(backend->listen_fd, 1), ==, 0);
+    backend->listen_source = watch(backend, backend->listen_fd, listen_ready);
+}
+
+void qvhost_user_backend_close(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    if (backend->listen_source) {
+        unlink(backend->path);
+    }
+    drop_source(&backend->listen_source, &backend->listen_fd);
+    disconnect(backend);
+}
+
+QVhostUserBackend *qvhost_user_backend_new(const char *path,
+                                           unsigned int max_regions)
+{
+    QVhostUserBackend *backend = g_new0(QVhostUserBackend, 1);
+
+    backend->path = g_strdup(path);
+    backend->configurable = max_regions != QVHOST_USER_BASELINE;
+    backend->max_regions = backend->configurable ?
+                           max_regions : VHOST_MEMORY_BASELINE_NREGIONS;
+    backend->listen_fd = -1;
+    backend->conn_fd = -1;
+    backend->regions = g_array_new(false, false, sizeof(VhostUserMemoryRegion));
+    g_mutex_init(&backend->lock);
+    g_cond_init(&backend->cond);
+
+    backend->context = g_main_context_new();
+    backend->loop = g_main_loop_new(backend->context, false);
+    qvhost_user_backend_open(backend);
+    backend->thread = g_thread_new("vhost-user", run_loop, backend->loop);
+    return backend;
+}
+
+static gboolean quit_loop(gpointer loop)
+{
+    g_main_loop_quit(loop);
+    return G_SOURCE_REMOVE;
+}
+
+void qvhost_user_backend_free(QVhostUserBackend *backend)
+{
+    GSource *quit;
+
+    if (!backend) {
+        return;
+    }
+    qvhost_user_backend_close(backend);
+
+    /* From within the loop, as it might not run yet. */
+    quit = g_idle_source_new();
+    g_source_set_callback(quit, quit_loop, backend->loop, NULL);
+    g_source_attach(quit, backend->context);
+    g_source_unref(quit);
+    g_thread_join(backend->thread);
+
+    g_main_loop_unref(backend->loop);
+    g_main_context_unref(backend->context);
+    g_cond_clear(&backend->cond);
+    g_mutex_clear(&backend->lock);
+    g_array_unref(backend->regions);
+    g_free(backend->error);
+    g_free(backend->path);
+    g_free(backend);
+}
+
+const char *qvhost_user_backend_path(const QVhostUserBackend *backend)
+{
+    return backend->path;
+}
+
+unsigned int
+qvhost_user_backend_max_regions(const QVhostUserBackend *backend)
+{
+    return backend->max_regions;
+}
+
+bool qvhost_user_backend_started(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    return backend->started;
+}
+
+unsigned int qvhost_user_backend_nr_regions(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    return backend->regions->len;
+}
+
+static gint compare_regions(gconstpointer a, gconstpointer b)
+{
+    const uint64_t addr_a = ((const QVhostUserRegion *)a)->addr;
+    const uint64_t addr_b = ((const QVhostUserRegion *)b)->addr;
+
+    return addr_a < addr_b ? -1 : addr_a > addr_b;
+}
+
+GArray *qvhost_user_backend_regions(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    GArray *regions = g_array_new(false, false, sizeof(QVhostUserRegion));
+    unsigned int i;
+
+    for (i = 0; i < backend->regions->len; i++) {
+        const VhostUserMemoryRegion *from = get_region(backend, i);
+        const QVhostUserRegion region = {
+            .addr = from->guest_phys_addr,
+            .size = from->memory_size,
+            .mmap_offset = from->mmap_offset,
+        };
+
+        g_array_append_val(regions, region);
+    }
+    g_array_sort(regions, compare_regions);
+    return regions;
+}
+
+unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
+                                             VhostUserRequest request)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    g_assert(request < VHOST_USER_MAX);
+    return backend->nr_messages[request];
+}
+
+void qvhost_user_backend_wait(QVhostUserBackend *backend,
+                              VhostUserRequest request, unsigned int count)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    const gint64 end_time = g_get_monotonic_time() + WAIT_TIMEOUT_US;
+
+    g_assert(request < VHOST_USER_MAX);
+    while (backend->nr_messages[request] < count) {
+        g_assert_true(g_cond_wait_until(&backend->cond, &backend->lock,
+                                        end_time));
+    }
+}
+
+char *qvhost_user_backend_error(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    return g_strdup(backend->error);
+}

@@ -1,0 +1,166 @@
+/*
+ * libqos vhost-user backend
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef TESTS_LIBQOS_VHOST_USER_BACKEND_H
+#define TESTS_LIBQOS_VHOST_USER_BACKEND_H
+
+/* Only for the definition of the protocol */
+#include "subprojects/libvhost-user/libvhost-user.h"
+
+/*
+ * A vhost-user backend that runs in a thread of the test and does no I/O: it
+ * answers what it is asked, keeps the table of memory regions that it is given,
+ * and holds QEMU to the protocol. It knows any number of memory regions.
+ *
+ * It listens on a UNIX socket, one frontend after the other may connect:
+ *
+ *   -chardev socket,id=chr0,path=...,reconnect=1
+ *   -device vhost-user-blk-pci,chardev=chr0
+ *
+ * vhost-user-blk is the frontend to be used with it. It connects again when the
+ * backend was closed and opened, and it can be migrated; QEMU's other simple
+ * frontends (vhost-user-rng, vhost-user-i2c) do neither in this version.
+ *
+ * QEMU sends the table only while the guest's driver has the device started,
+ * and waits for an answer to each change: the table is up to date once QEMU is
+ * done with what the test asked for. QEMU does not wait until queues are
+ * started or stopped, and connecting again takes a second: see
+ * qvhost_user_backend_wait().
+ *
+ * All functions may be called from any thread, but qvhost_user_backend_free().
+ */
+typedef struct QVhostUserBackend QVhostUserBackend;
+
+/* Instead of a number of regions: a backend without CONFIGURE_MEM_SLOTS */
+#define QVHOST_USER_BASELINE 0
+
+/**
+ * QVhostUserRegion: a memory region that the backend holds
+ * @addr: guest-physical address
+ * @size: size in bytes
+ * @mmap_offset: offset of the memory in the file that it came with
+ */
+typedef struct QVhostUserRegion {
+    uint64_t addr;
+    uint64_t size;
+    uint64_t mmap_offset;
+} QVhostUserRegion;
+
+/**
+ * qvhost_user_backend_new:
+ * @path: path of the socket; nothing may exist there
+ * @max_regions: how many memory regions the backend can hold, as it tells the
+ *     frontend (VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS), or
+ *     QVHOST_USER_BASELINE to have it not say so, which means 8
+ *
+ * Returns: a backend that listens on @path.
+ */
+QVhostUserBackend *qvhost_user_backend_new(const char *path,
+                                           unsigned int max_regions);
+
+/**
+ * qvhost_user_backend_free:
+ * @backend: the backend, or NULL
+ *
+ * Close the backend, and free it. The socket is gone from the file system.
+ */
+void qvhost_user_backend_free(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_close:
+ *
+ * Close all connections without a word and forget everything that came over
+ * them, as if the backend was killed. Nobody can connect to it, until
+ * qvhost_user_backend_open(). Does nothing if the backend is closed.
+ */
+void qvhost_user_backend_close(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_open:
+ * @backend: the backend, which has to be closed
+ *
+ * Listen again, as if the backend was started anew. All message counts are 0.
+ */
+void qvhost_user_backend_open(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_path:
+ *
+ * Returns: the path of the socket, valid until the backend is freed.
+ */
+const char *qvhost_user_backend_path(const QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_max_regions:
+ *
+ * Returns: how many memory regions the backend can hold.
+ */
+unsigned int
+qvhost_user_backend_max_regions(const QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_started:
+ *
+ * Returns: whether a queue of the device is started.
+ */
+bool qvhost_user_backend_started(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_nr_regions:
+ *
+ * Returns: how many memory regions the backend holds.
+ */
+unsigned int qvhost_user_backend_nr_regions(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_regions:
+ *
+ * Returns: the memory regions that the backend holds, an array of
+ * QVhostUserRegion, ordered by guest-physical address. To be freed by the
+ * caller.
+ */
+GArray *qvhost_user_backend_regions(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_nr_messages:
+ * @backend: the backend
+ * @request: VHOST_USER_*, or VHOST_USER_NONE for messages of all types
+ *
+ * Returns: how many messages of that type came since the backend was opened.
+ */
+unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
+                                             VhostUserRequest request);
+
+/**
+ * qvhost_user_backend_wait:
+ * @backend: the backend
+ * @request: VHOST_USER_*, or VHOST_USER_NONE for messages of all types
+ * @count: how many messages to wait for, counted since the backend was opened
+ *
+ * Wait until that many messages came and were answered. The test fails if they
+ * don't come in a time that is long enough for QEMU to connect again.
+ *
+ * The last messages that start a device are those that enable its queues:
+ * VHOST_USER_SET_VRING_ENABLE.
+ */
+void qvhost_user_backend_wait(QVhostUserBackend *backend,
+                              VhostUserRequest request, unsigned int count);
+
+/**
+ * qvhost_user_backend_error:
+ *
+ * Errors are messages that no frontend should send: to add a region that is
+ * there already, that overlaps with another one, or that is one more than the
+ * backend can hold; to remove a region that is not there; and malformed ones.
+ * The frontend is told about them, too, if it wants to know. Errors are never
+ * forgotten, also not when the backend is closed.
+ *
+ * Returns: what was wrong first, or NULL. To be freed by the caller.
+ */
+char *qvhost_user_backend_error(QVhostUserBackend *backend);
+
+#endif
