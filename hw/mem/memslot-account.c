@@ -19,6 +19,7 @@
 /* What one memory device was promised, and has mapped of it. */
 typedef struct MemslotPromise {
     MemoryRegion *ram;
+    hwaddr addr;
     unsigned int required;
     unsigned int used;
     QLIST_ENTRY(MemslotPromise) next;
@@ -36,9 +37,11 @@ static bool memslot_is_shared(MemoryRegion *ram)
     return memory_region_get_fd(ram) >= 0;
 }
 
+/* The promises as one sees them that has to hold the memslots. */
 static MemslotTally memslot_account_tally(const MemslotAccount *account,
-                                          bool shared_only)
+                                          bool shared_only, bool coalesced)
 {
+    const unsigned int most = coalesced ? 1 : UINT_MAX;
     MemslotTally tally = {};
     const MemslotPromise *promise;
 
@@ -48,14 +51,16 @@ static MemslotTally memslot_account_tally(const MemslotAccount *account,
 
     tally.used = shared_only ? 0 : account->strays;
     QLIST_FOREACH(promise, &account->promises, next) {
+        const unsigned int required = MIN(promise->required, most);
+        const unsigned int used = MIN(promise->used, most);
+
         if (shared_only && !memslot_is_shared(promise->ram)) {
             continue;
         }
-        tally.required += promise->required;
-        tally.used += promise->used;
+        tally.required += required;
+        tally.used += used;
         /* More used than required is a bug, but nothing to fall over. */
-        tally.reserved += promise->required - MIN(promise->required,
-                                                  promise->used);
+        tally.reserved += required - MIN(required, used);
     }
     return tally;
 }
@@ -164,8 +169,8 @@ static MemslotCounts memslot_holder_counts(const MemslotHolder *holder,
     return (MemslotCounts) {
         .limit = holder->limit,
         .used = holder->used,
-        .reserved = memslot_account_tally(account,
-                                          holder->shared_only).reserved,
+        .reserved = memslot_account_tally(account, holder->shared_only,
+                                          holder->coalesced).reserved,
     };
 }
 
@@ -202,7 +207,7 @@ static void memslot_holder_collect(const MemslotHolder *holder, void *opaque)
     const MemslotCounts counts = memslot_holder_counts(holder,
                                                        collect->account);
 
-    if (memslot_holder_sees(holder, collect->ram)) {
+    if (memslot_holder_sees(holder, collect->ram) && !holder->coalesced) {
         trace_memslot_account_holder(collect->id,
                                      holder->id ? holder->id : "KVM",
                                      counts.limit, counts.used,
@@ -215,7 +220,7 @@ unsigned int memslot_account_budget(MachineState *ms, const char *id,
                                     MemoryRegion *ram, uint64_t unassigned_size)
 {
     const MemslotAccount *account = memslot_account_find(ms);
-    const MemslotTally tally = memslot_account_tally(account, false);
+    const MemslotTally tally = memslot_account_tally(account, false, false);
     g_autoptr(GArray) counts = g_array_new(false, false, sizeof(MemslotCounts));
     HolderCounts collect = {
         .account = account,
@@ -242,7 +247,7 @@ unsigned int memslot_account_budget(MachineState *ms, const char *id,
 }
 
 typedef struct HolderCheck {
-    const MemslotAccount *account;
+    MemslotAccount *account;
     MemoryRegion *ram;
     const char *id;
     unsigned int memslots;
@@ -261,10 +266,11 @@ static void memslot_holder_check_device(const MemslotHolder *holder,
 {
     HolderCheck *check = opaque;
     const MemslotCounts counts = memslot_holder_counts(holder, check->account);
+    const unsigned int needed = holder->coalesced ? 1 : check->memslots;
     g_autofree char *name = NULL;
 
     if (check->failed || !memslot_holder_sees(holder, check->ram) ||
-        memslot_counts_fit(&counts, check->memslots)) {
+        memslot_counts_fit(&counts, needed)) {
         return;
     }
 
@@ -273,8 +279,8 @@ static void memslot_holder_check_device(const MemslotHolder *holder,
     error_setg(check->errp, "not enough memslots for memory device '%s': %s can"
                " hold %u, of which %u are used and %u are reserved for other"
                " memory devices, but %u %s needed", check->id, name,
-               counts.limit, counts.used, counts.reserved, check->memslots,
-               check->memslots == 1 ? "is" : "are");
+               counts.limit, counts.used, counts.reserved, needed,
+               needed == 1 ? "is" : "are");
     error_append_hint(check->errp, "Use fewer, larger memory devices%s.\n",
                       holder->id ? ", or a vhost backend that can hold more"
                                    " memory regions" : "");
@@ -297,12 +303,13 @@ bool memslot_account_check_device(MachineState *ms, const char *id,
 }
 
 void memslot_account_promise(MachineState *ms, MemoryRegion *ram,
-                             unsigned int memslots)
+                             hwaddr addr, unsigned int memslots)
 {
     MemslotAccount *account = memslot_account_find(ms);
     MemslotPromise *promise = g_new0(MemslotPromise, 1);
 
     promise->ram = memslot_resolve_alias(ram);
+    promise->addr = addr;
     promise->required = memslots;
     QLIST_INSERT_HEAD(&account->promises, promise, next);
     trace_memslot_account_promise(memory_region_name(promise->ram), memslots);
@@ -327,24 +334,32 @@ static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
         .limit = holder->limit,
         .used = holder->used,
     };
+    unsigned int needed = check->memslots;
     g_autofree char *name = NULL;
 
-    if (check->failed || !memslot_holder_sees(holder, check->ram) ||
-        memslot_counts_fit(&counts, check->memslots)) {
+    if (holder->coalesced) {
+        const MemslotPromise *promise;
+
+        promise = memslot_account_find_promise(check->account, check->ram);
+        needed = promise && promise->used ? 0 : MIN(needed, 1);
+    }
+    if (check->failed || !needed || !memslot_holder_sees(holder, check->ram) ||
+        memslot_counts_fit(&counts, needed)) {
         return;
     }
 
     check->failed = true;
     name = memslot_holder_name(holder);
     error_setg(check->errp, "%s can hold %u memslots, of which %u are used, but"
-               " %u more %s needed", name, counts.limit, counts.used,
-               check->memslots, check->memslots == 1 ? "is" : "are");
+               " %u more %s needed", name, counts.limit, counts.used, needed,
+               needed == 1 ? "is" : "are");
 }
 
 bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
                                Error **errp)
 {
     HolderCheck check = {
+        .account = memslot_account_find(current_machine),
         .ram = ram,
         .memslots = memslots,
         .errp = errp,
@@ -371,6 +386,34 @@ bool memslot_account_map_end(Error **errp)
     return !ret;
 }
 
+bool memslot_account_wants_coalesced(const MemslotHolder *backend)
+{
+    const MemslotAccount *account = memslot_account_find(current_machine);
+    const MemslotCounts counts = memslot_holder_counts(backend, account);
+
+    return memslot_counts_coalesce(&counts);
+}
+
+void memslot_account_coalesce(MemoryRegionSection *section)
+{
+    DeviceMemoryState *dms = current_machine ? current_machine->device_memory
+                                             : NULL;
+    const MemslotPromise *promise;
+
+    /* Listeners call us, so this is not the time to register another one. */
+    promise = dms ? memslot_account_find_promise(&dms->memslots, section->mr)
+                  : NULL;
+    if (!promise || promise->required == 1 ||
+        section->offset_within_address_space - promise->addr !=
+        section->offset_within_region) {
+        return;
+    }
+
+    section->offset_within_address_space = promise->addr;
+    section->offset_within_region = 0;
+    section->size = int128_make64(memory_region_size(promise->ram));
+}
+
 bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
 {
     const MemslotAccount *account = memslot_account_find(current_machine);
@@ -384,8 +427,7 @@ bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
                " used and %u are reserved for memory devices", backend->id,
                counts.limit, counts.used, counts.reserved);
     error_append_hint(errp, "Use a vhost backend that can hold more memory"
-                      " regions, or fewer memory devices and virtio-mem devices"
-                      " with multiple-memslots=off.\n");
+                      " regions, or fewer memory devices.\n");
     return false;
 }
 
@@ -412,13 +454,14 @@ static void memslot_holder_query(const MemslotHolder *holder, void *opaque)
     info->used = counts.used;
     info->reserved = counts.reserved;
     info->shared_only = holder->shared_only;
+    info->coalesced = holder->coalesced;
     QAPI_LIST_APPEND(query->tail, info);
 }
 
 MemslotsInfo *qmp_query_memslots(Error **errp)
 {
     const MemslotAccount *account = memslot_account_find(current_machine);
-    const MemslotTally tally = memslot_account_tally(account, false);
+    const MemslotTally tally = memslot_account_tally(account, false, false);
     MemslotsInfo *info = g_new0(MemslotsInfo, 1);
     HolderQuery query = {
         .account = account,

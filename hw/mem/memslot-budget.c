@@ -39,6 +39,12 @@ bool memslot_counts_fit(const MemslotCounts *counts, unsigned int needed)
            (uint64_t)counts->used + counts->reserved + needed <= counts->limit;
 }
 
+bool memslot_counts_coalesce(const MemslotCounts *counts)
+{
+    return counts->limit < MEMSLOTS_HISTORICAL_MAX ||
+           !memslot_counts_fit(counts, 0);
+}
+
 unsigned int memslot_budget(const MemslotBudgetFacts *facts)
 {
     unsigned int available = saturating_sub(MEMSLOTS_SOFT_LIMIT,

@@ -205,14 +205,14 @@ class NestedMachine:
         """More arguments for QEMU."""
         self._args += args
 
-    def add_linux(self) -> None:
+    def add_linux(self, parameters: str = '') -> None:
         """Boot the guest of scripts/guest-image, with more modules."""
         self._linux = True
         self.add_args(
             '-no-reboot',
             '-kernel', f'{IMAGE}/kernel', '-initrd', f'{IMAGE}/initramfs',
             '-append', 'console=ttyS0 earlyprintk=ttyS0 panic=-1 '
-                       'memhp_default_state=online_movable')
+                       f'memhp_default_state=online_movable {parameters}')
         for name in ('console', 'commands'):
             self.add_args(
                 '-chardev', f'pipe,id={name},path={_port(name)}',
@@ -339,8 +339,8 @@ class NestedMachine:
         """
         regions: List[Tuple[int, int]] = []
         table: List[Tuple[int, int]] = []
-        for event, arguments in re.findall(r'^(vhost_\w+) (.*)$', self.log(),
-                                           re.M):
+        for event, arguments in re.findall(
+                r'^(vhost_commit|vhost_region_\w+) (.*)$', self.log(), re.M):
             if event == 'vhost_commit':
                 table, regions = regions, []
                 continue

@@ -7,7 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import re
 import unittest
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from qemu.qmp import ExecuteError
 
@@ -22,6 +22,8 @@ TAP = {'id': NET, 'ifname': 'tap0', 'script': 'no', 'downscript': 'no'}
 HOST_ADDRESS, GUEST_ADDRESS = '10.0.0.1', '10.0.0.2'
 # What vhost takes by default, and more than KVM has ever promised.
 FEW_REGIONS, MANY_REGIONS = 64, 600
+# vhost that can hold fewer sees each device as a whole.
+HISTORICAL_MAX = 509
 # Where the guest may read unplugged memory, memslots are mapped for some more
 # than is requested.
 LEEWAY = 256 * MIB
@@ -104,7 +106,7 @@ class NestedTestCase(unittest.TestCase):
             self.holders()['kvm'],
             {'type': 'kvm', 'limit': limit, 'used': used,
              'free': limit - used, 'reserved': reserved,
-             'shared-only': False})
+             'shared-only': False, 'coalesced': False})
 
     def check_vhost(self, limit: int, reserved: int) -> int:
         """
@@ -116,8 +118,15 @@ class NestedTestCase(unittest.TestCase):
             self.holders()[NET],
             {'type': 'vhost', 'id': NET, 'limit': limit, 'used': used,
              'free': limit - used, 'reserved': reserved,
-             'shared-only': False})
+             'shared-only': False, 'coalesced': limit < HISTORICAL_MAX})
         return used
+
+    def seen_by_vhost(self) -> List[Tuple[int, int]]:
+        """Offsets and sizes of the device's regions in vhost's table."""
+        start = self.machine.memory_device(NAME)['memaddr']
+        return [(address - start, size)
+                for address, size in self.machine.vhost_table()
+                if address >= start]
 
     def check_step(self, before: int, spaces: int, memslots: Sequence[int],
                    mapped: bool) -> int:
@@ -181,67 +190,90 @@ class TestVhost(NestedTestCase):
             return str(error)
         return None
 
-    def test_before_device(self) -> None:
-        """A device gets one memslot if vhost cannot hold many."""
-        for limit, memslots in ((FEW_REGIONS, 1), (MANY_REGIONS, 100)):
+    def check_refused(self, error: Optional[str], limit: int, used: int,
+                      reserved: int) -> None:
+        """A vhost device was refused, and nothing is left of it."""
+        self.assertIsNotNone(error)
+        self.assertIn(f"vhost backend '{NET}' can hold {limit} memory "
+                      f'regions, but {used} are used and {reserved} are '
+                      'reserved for memory devices', error)
+        self.assertEqual(list(self.holders()), ['kvm'])
+
+    def boot_regions(self) -> int:
+        """How many regions vhost needs for what is not the device's."""
+        HOST.limit_vhost(FEW_REGIONS)
+        self.assertIsNone(self.add_vhost())
+        regions = self.machine.vhost_table()
+        self.machine.command('netdev_del', id=NET)
+        return len(regions) - len(self.seen_by_vhost())
+
+    def test_many_regions(self) -> None:
+        """vhost that can hold them gets all memslots."""
+        HOST.limit_vhost(MANY_REGIONS)
+        self.start(100 * GIB, vhost=True)
+        self.assertEqual(self.machine.memslots(NAME), 100)
+        unplugged = self.check_vhost(MANY_REGIONS, 100)
+        self.map_memslots(7)
+        self.check_memory_devices(7, 93)
+        self.assertEqual(self.check_vhost(MANY_REGIONS, 93), unplugged + 7)
+        self.assertEqual(self.seen_by_vhost(),
+                         [(index * GIB, GIB) for index in range(7)])
+        self.unmap_all()
+        self.assertEqual(self.check_vhost(MANY_REGIONS, 100), unplugged)
+
+    def test_few_regions(self) -> None:
+        """Other vhost sees all of the device, and does not limit it."""
+        HOST.limit_vhost(FEW_REGIONS)
+        self.start(100 * GIB, vhost=True)
+        self.assertEqual(self.machine.memslots(NAME), 100)
+        unplugged = self.check_vhost(FEW_REGIONS, 1)
+        for memslots in (1, 7, 100):
+            self.map_memslots(memslots)
+            self.check_memory_devices(memslots, 100 - memslots)
+            self.assertEqual(self.check_vhost(FEW_REGIONS, 0), unplugged + 1)
+            self.assertEqual(self.seen_by_vhost(), [(0, 100 * GIB)])
+        self.unmap_all()
+        self.assertEqual(self.check_vhost(FEW_REGIONS, 1), unplugged)
+        self.assertEqual(self.seen_by_vhost(), [])
+
+    def test_after_device(self) -> None:
+        """It may come when memory is plugged already, and go again."""
+        for limit, table in (
+                (FEW_REGIONS, [(0, 100 * GIB)]),
+                (MANY_REGIONS, [(index * GIB, GIB) for index in range(20)])):
             with self.subTest(limit=limit):
                 self.doCleanups()
                 HOST.limit_vhost(limit)
-                self.start(100 * GIB, vhost=True)
-                self.assertEqual(self.machine.memslots(NAME), memslots)
-                self.check_memory_devices(0, memslots)
-                unplugged = self.check_vhost(limit, memslots)
-                # With one memslot, that one; else one per GiB.
-                mapped = min(memslots, 7)
-                self.map_memslots(7)
-                self.check_memory_devices(mapped, memslots - mapped)
-                self.assertEqual(self.check_vhost(limit, memslots - mapped),
-                                 unplugged + mapped)
-                self.unmap_all()
-                self.assertEqual(self.check_vhost(limit, memslots), unplugged)
+                self.start(100 * GIB)
+                self.map_memslots(20)
+                self.assertIsNone(self.add_vhost())
+                self.check_vhost(limit, 80 if limit == MANY_REGIONS else 0)
+                self.assertEqual(self.seen_by_vhost(), table)
+                self.machine.command('netdev_del', id=NET)
+                self.assertEqual(list(self.holders()), ['kvm'])
+                self.map_memslots(30)
+                self.check_memory_devices(30, 70)
 
-    def test_after_device(self) -> None:
-        """It is told if it could not hold what is promised to a device."""
-        HOST.limit_vhost(FEW_REGIONS)
+    def test_refused(self) -> None:
+        """It is told if it cannot even hold one region per device."""
         self.start(100 * GIB)
+        boot = self.boot_regions()
+        HOST.limit_vhost(boot)
+        self.check_refused(self.add_vhost(), boot, boot, 1)
         self.map_memslots(20)
-        error = self.add_vhost() or 'it is not refused'
-        match = re.search(rf"vhost backend '{NET}' can hold {FEW_REGIONS} "
-                          r'memory regions, but (\d+) are used and (\d+) are '
-                          'reserved for memory devices', error)
-        assert match is not None, error
-        self.assertEqual(int(match[2]), 80)
-        self.assertEqual(list(self.holders()), ['kvm'])
-
-        # The VM and the device go on.
-        self.map_memslots(30)
-        self.check_memory_devices(30, 70)
+        self.check_refused(self.add_vhost(), boot, boot + 1, 0)
         # Nothing is left of it, or the module could not be replaced.
-        HOST.limit_vhost(MANY_REGIONS)
+        HOST.limit_vhost(boot + 1)
         self.assertIsNone(self.add_vhost())
-        self.assertEqual(self.check_vhost(MANY_REGIONS, 70),
-                         int(match[1]) + 10)
+        self.assertEqual(self.check_vhost(boot + 1, 0), boot + 1)
         self.map_memslots(100)
-        self.assertEqual(self.check_vhost(MANY_REGIONS, 0),
-                         int(match[1]) + 80)
-        self.machine.command('netdev_del', id=NET)
-        self.assertEqual(list(self.holders()), ['kvm'])
-
-    def test_after_small_device(self) -> None:
-        """It is taken if it can hold what is promised to a device."""
-        HOST.limit_vhost(FEW_REGIONS)
-        self.start(40 * GIB)
-        self.assertEqual(self.machine.memslots(NAME), 40)
-        self.assertIsNone(self.add_vhost())
-        before = self.check_vhost(FEW_REGIONS, 40)
-        self.map_memslots(40)
-        self.assertEqual(self.check_vhost(FEW_REGIONS, 0), before + 40)
+        self.assertEqual(self.check_vhost(boot + 1, 0), boot + 1)
 
     def test_not_forced(self) -> None:
         """Where QEMU can do without vhost, it does."""
-        HOST.limit_vhost(FEW_REGIONS)
         # With a bus that takes a network card at run time.
         self.start(100 * GIB, 'pc,smm=on')
+        HOST.limit_vhost(self.boot_regions())
         self.machine.command('netdev_add', type='tap', vhost=True, **TAP)
         self.assertEqual(list(self.holders()), ['kvm'])
         self.machine.command('device_add', driver='virtio-net-pci',
@@ -266,25 +298,52 @@ class TestLinux(NestedTestCase):
         wait_until(f'the guest has memory of {memslots}',
                    lambda: self.ranges() == list(memslots) or None)
 
-    def check_network(self, memslots: Sequence[int]) -> None:
-        """vhost sees these memslots, and packets get through it."""
-        start = self.machine.memory_device(NAME)['memaddr']
-        self.assertEqual([region for region in self.machine.vhost_table()
-                          if region[0] >= start],
-                         [(start + index * GIB, GIB) for index in memslots])
+    def check_network(self) -> None:
+        """vhost sees the device as a whole, and packets get through it."""
+        self.assertEqual(self.seen_by_vhost(), [(0, self.SIZE)])
         HOST.inner.run(f'ping -c 5 -i 0.2 -s 1400 {HOST_ADDRESS}')
+
+    def boot(self, machine: str, parameters: str, *devices: str) -> None:
+        """Boot Linux with a network card that vhost works for."""
+        HOST.limit_vhost(FEW_REGIONS)
+        self.create(self.SIZE, machine, vhost=True,
+                    unplugged_inaccessible='on')
+        self.machine.add_linux(parameters)
+        self.machine.add_args('-trace', 'vhost_iotlb_miss')
+        for device in devices:
+            self.machine.add_args('-device', device)
+        self.machine.launch()
+        HOST.run(f'ip address add {HOST_ADDRESS}/24 dev {TAP["ifname"]} && '
+                 f'ip link set {TAP["ifname"]} up')
+
+    def use_network(self) -> None:
+        """Have vhost use memory of the device, and plug some more."""
+        guest = HOST.inner
+        # All memory that is not the device's is in the zone DMA32: Linux
+        # takes the other first.
+        guest.run('echo online_kernel '
+                  '>/sys/devices/system/memory/auto_online_blocks')
+        self.resize(GIB, [0])
+        guest.run(f'modprobe virtio_net && ip link set eth0 up && '
+                  f'ip address add {GUEST_ADDRESS}/24 dev eth0')
+        self.check_network()
+        self.resize(3 * GIB, [0, 1, 2])
+        self.check_network()
+        self.assertTrue(self.machine.vhost_started())
+
+    def test_iommu(self) -> None:
+        """vhost asks QEMU for each translation of the guest's IOMMU."""
+        self.boot('q35,smm=on,kernel-irqchip=split', 'intel_iommu=on',
+                  'intel-iommu,caching-mode=on,device-iotlb=on',
+                  f'virtio-net-pci,id=card,netdev={NET},romfile=,'
+                  'iommu_platform=on,ats=on,disable-legacy=on')
+        self.use_network()
+        self.assertIn('vhost_iotlb_miss', self.machine.log())
 
     def test_guest(self) -> None:
         """Plug, use, unplug; then have the network card use it."""
-        HOST.limit_vhost(MANY_REGIONS)
-        machine = self.create(self.SIZE, vhost=True,
-                              unplugged_inaccessible='on')
-        machine.add_linux()
-        machine.add_args('-device',
-                         f'virtio-net-pci,id=card,netdev={NET},romfile=')
-        machine.launch()
-        HOST.run(f'ip address add {HOST_ADDRESS}/24 dev {TAP["ifname"]} && '
-                 f'ip link set {TAP["ifname"]} up')
+        self.boot('q35,smm=on', '',
+                  f'virtio-net-pci,id=card,netdev={NET},romfile=')
         guest = HOST.inner
 
         seen = self.check_step(0, 2, [], True)
@@ -301,23 +360,14 @@ class TestLinux(NestedTestCase):
         seen = self.check_step(seen, 2, [0, 1, 2], False)
         self.check_books(2, 0)
 
-        # All memory that is not the device's is in the zone DMA32: Linux
-        # takes the other first.
-        guest.run('echo online_kernel '
-                  '>/sys/devices/system/memory/auto_online_blocks')
-        self.resize(GIB, [0])
-        guest.run(f'modprobe virtio_net && ip link set eth0 up && '
-                  f'ip address add {GUEST_ADDRESS}/24 dev eth0')
-        self.check_network([0])
-        start = machine.memory_device(NAME)['memaddr']
+        self.use_network()
+        start = self.machine.memory_device(NAME)['memaddr']
         for queue in (0, 1):
             self.assertGreaterEqual(
-                machine.command('x-query-virtio-queue-status',
-                                path='/machine/peripheral/card/virtio-backend',
-                                queue=queue)['vring-desc'], start)
-        self.resize(3 * GIB, [0, 1, 2])
-        self.check_network([0, 1, 2])
-        self.assertTrue(machine.vhost_started())
+                self.machine.command(
+                    'x-query-virtio-queue-status',
+                    path='/machine/peripheral/card/virtio-backend',
+                    queue=queue)['vring-desc'], start)
 
 
 class TestKernelMemory(NestedTestCase):

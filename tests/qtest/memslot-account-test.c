@@ -6,7 +6,8 @@
  * which of that works, what those that don't are told, and which memslots are
  * there: all of it has to be exactly what QEMU says. After every step, what
  * "query-memslots" counts has to be what the flat view shows, and what each
- * vhost backend really holds.
+ * vhost backend really holds. Those that can't hold a memory region for each
+ * memslot hold one for each memory device, and get no message while that stays.
  *
  * To repeat a random sequence: MEMSLOT_SEED=number, as it was printed.
  *
@@ -102,10 +103,18 @@ typedef struct Backend {
     char *device_id;
     QVhostUserBackend *vu;
     unsigned int limit;
+    /* is shown memory devices as a whole; decided when it is attached */
+    bool coalesced;
+    /* gets its table region by region, not all of it with each change */
+    bool configurable;
     unsigned int pci_slot;
+    bool started;
     /* the driver, from when the device is started */
     QVirtioPCIDevice *pci;
     QVirtQueue *vq;
+    /* what it held at the last check: QVhostUserRegion; NULL: anything goes */
+    GArray *last_regions;
+    unsigned int last_messages;
 } Backend;
 
 typedef struct TestCase {
@@ -134,6 +143,8 @@ typedef struct TestVM {
     /* in the order of their creation: Mem, Backend */
     GPtrArray *mems;
     GPtrArray *backends;
+    /* those that were killed: QEMU does not count with them */
+    GPtrArray *killed;
     unsigned int last_id;
     bool pci_slot_used[PCI_LAST_SLOT + 1];
     bool dimm_slot_used[256];
@@ -167,6 +178,7 @@ typedef struct Holder {
     unsigned int used;
     unsigned int reserved;
     bool shared_only;
+    bool coalesced;
 } Holder;
 
 static uint64_t nr_blocks(const Mem *mem)
@@ -248,28 +260,42 @@ static unsigned int vm_required(const TestVM *vm, bool shared_only)
     return required;
 }
 
-static unsigned int vm_used(const TestVM *vm, bool shared_only)
+/* With no more than @most memslots of each memory device being told apart */
+static unsigned int vm_used_up_to(const TestVM *vm, bool shared_only,
+                                  unsigned int most)
 {
     unsigned int used = vm->inner_count;
     const Mem *mem;
 
     for_each_mem(mem, vm) {
-        used += mem->config.shared || !shared_only ? mem_used(mem) : 0;
+        used += mem->config.shared || !shared_only ?
+                MIN(mem_used(mem), most) : 0;
     }
     return used;
 }
 
+static unsigned int vm_used(const TestVM *vm, bool shared_only)
+{
+    return vm_used_up_to(vm, shared_only, UINT_MAX);
+}
+
 /* Promised, and not mapped yet. Others being there changes nothing. */
-static unsigned int vm_reserved(const TestVM *vm, bool shared_only)
+static unsigned int vm_reserved_up_to(const TestVM *vm, bool shared_only,
+                                      unsigned int most)
 {
     unsigned int reserved = 0;
     const Mem *mem;
 
     for_each_mem(mem, vm) {
         reserved += mem->config.shared || !shared_only ?
-                    mem->required - mem_used(mem) : 0;
+                    MIN(mem->required, most) - MIN(mem_used(mem), most) : 0;
     }
     return reserved;
+}
+
+static unsigned int vm_reserved(const TestVM *vm, bool shared_only)
+{
+    return vm_reserved_up_to(vm, shared_only, UINT_MAX);
 }
 
 static Holder vm_holder(const TestVM *vm, const Backend *backend)
@@ -278,10 +304,12 @@ static Holder vm_holder(const TestVM *vm, const Backend *backend)
         .backend = backend,
         .limit = backend ? backend->limit : vm->kvm_limit,
         .shared_only = backend,
+        .coalesced = backend && backend->coalesced,
     };
+    const unsigned int most = holder.coalesced ? 1 : UINT_MAX;
 
-    holder.used = vm_used(vm, holder.shared_only);
-    holder.reserved = vm_reserved(vm, holder.shared_only);
+    holder.used = vm_used_up_to(vm, holder.shared_only, most);
+    holder.reserved = vm_reserved_up_to(vm, holder.shared_only, most);
     if (backend) {
         holder.used += vm->base_shared + vm->testdev_count[true];
     } else {
@@ -289,6 +317,17 @@ static Holder vm_holder(const TestVM *vm, const Backend *backend)
                        vm->testdev_count[true];
     }
     return holder;
+}
+
+/* What is decided once, when it is attached */
+static void model_attach(const TestVM *vm, Backend *backend)
+{
+    Holder holder;
+
+    backend->coalesced = false;
+    holder = vm_holder(vm, backend);
+    backend->coalesced = holder.limit < HISTORICAL_MAX ||
+                         holder.used + holder.reserved > holder.limit;
 }
 
 /* Those that would have to hold memory; the latest backend first */
@@ -358,16 +397,21 @@ static char *model_check_backend(const TestVM *vm, const Backend *backend)
 }
 
 /* Returns why memslots can't be mapped, though they have been promised. */
-static char *model_check_map(const TestVM *vm, bool shared, unsigned int needed)
+static char *model_check_map(const TestVM *vm, const Mem *mem,
+                             unsigned int memslots)
 {
-    g_autoptr(GArray) holders = vm_holders(vm, shared);
+    g_autoptr(GArray) holders = vm_holders(vm, mem->config.shared);
     unsigned int i;
 
     for (i = 0; i < holders->len; i++) {
         const Holder *holder = &g_array_index(holders, Holder, i);
         g_autofree char *name = holder_name(holder);
+        unsigned int needed = memslots;
 
-        if (holder->used + needed > holder->limit) {
+        if (holder->coalesced) {
+            needed = mem_used(mem) ? 0 : MIN(memslots, 1);
+        }
+        if (needed && holder->used + needed > holder->limit) {
             return g_strdup_printf("%s can hold %u memslots, of which %u are"
                                    " used, but %u more %s needed", name,
                                    holder->limit, holder->used, needed,
@@ -388,6 +432,9 @@ static unsigned int model_budget(const TestVM *vm, const MemConfig *config)
     for (i = 0; i < holders->len; i++) {
         const Holder *holder = &g_array_index(holders, Holder, i);
 
+        if (holder->coalesced) {
+            continue;
+        }
         if (holder->limit < HISTORICAL_MAX) {
             return 1;
         }
@@ -493,19 +540,23 @@ typedef struct Shown {
     unsigned int shared;
     /* in KVM's address space for memory */
     unsigned int kvm;
-    /* memory regions that vhost-user has to know: QVhostUserRegion */
-    GArray *regions;
+    /*
+     * The memory regions that vhost-user has to know: QVhostUserRegion. In [1],
+     * as backends do that are shown memory devices as a whole.
+     */
+    GArray *regions[2];
 } Shown;
 
 static void shown_clear(Shown *shown)
 {
-    g_array_unref(shown->regions);
+    g_array_unref(shown->regions[false]);
+    g_array_unref(shown->regions[true]);
 }
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Shown, shown_clear)
 
 /* vhost joins neighbours, but for memslots of one device. */
-static void shown_add_region(Shown *shown, const QFlatRange *range,
+static void add_shown_region(GArray *regions, const QFlatRange *range,
                              bool may_join)
 {
     const QVhostUserRegion region = {
@@ -515,16 +566,43 @@ static void shown_add_region(Shown *shown, const QFlatRange *range,
     };
     QVhostUserRegion *last = NULL;
 
-    if (shown->regions->len) {
-        last = &g_array_index(shown->regions, QVhostUserRegion,
-                              shown->regions->len - 1);
+    if (regions->len) {
+        last = &g_array_index(regions, QVhostUserRegion, regions->len - 1);
     }
     if (may_join && last && last->addr + last->size == region.addr &&
         last->mmap_offset + last->size == region.mmap_offset) {
         last->size += region.size;
         return;
     }
-    g_array_append_val(shown->regions, region);
+    g_array_append_val(regions, region);
+}
+
+/* All of the device, as soon as there is any of it */
+static void add_whole_region(GArray *regions, const Mem *mem)
+{
+    const QVhostUserRegion region = {
+        .addr = mem->addr,
+        .size = mem->config.size,
+    };
+    const QVhostUserRegion *last = NULL;
+
+    if (regions->len) {
+        last = &g_array_index(regions, QVhostUserRegion, regions->len - 1);
+    }
+    if (!last || last->addr != region.addr) {
+        g_array_append_val(regions, region);
+    }
+}
+
+static void shown_add_region(Shown *shown, const Mem *mem,
+                             const QFlatRange *range, bool may_join)
+{
+    add_shown_region(shown->regions[false], range, may_join);
+    if (mem && mem->config.kind == VMEM) {
+        add_whole_region(shown->regions[true], mem);
+    } else {
+        add_shown_region(shown->regions[true], range, may_join);
+    }
 }
 
 static void show_flat_view(TestVM *vm, Shown *shown)
@@ -533,7 +611,10 @@ static void show_flat_view(TestVM *vm, Shown *shown)
     unsigned int i;
 
     *shown = (Shown) {
-        .regions = g_array_new(false, false, sizeof(QVhostUserRegion)),
+        .regions = {
+            g_array_new(false, false, sizeof(QVhostUserRegion)),
+            g_array_new(false, false, sizeof(QVhostUserRegion)),
+        },
     };
     for (i = 0; i < ranges->len; i++) {
         const QFlatRange *range = &g_array_index(ranges, QFlatRange, i);
@@ -546,7 +627,8 @@ static void show_flat_view(TestVM *vm, Shown *shown)
         shown->all += in_device_memory;
         if (range_is_shared(vm, range)) {
             shown->shared += in_device_memory;
-            shown_add_region(shown, range, !in_device_memory);
+            shown_add_region(shown, find_memdev(vm, range->name), range,
+                             !in_device_memory);
         }
     }
 }
@@ -568,6 +650,7 @@ static void check_holder(TestVM *vm, const QDict *info, const Backend *backend)
     g_assert_cmpint(qdict_get_int(info, "reserved"), ==, holder.reserved);
     g_assert_cmpint(qdict_get_bool(info, "shared-only"), ==,
                     holder.shared_only);
+    g_assert_cmpint(qdict_get_bool(info, "coalesced"), ==, holder.coalesced);
 }
 
 static void check_query(TestVM *vm)
@@ -600,17 +683,80 @@ static void check_query(TestVM *vm)
     qobject_unref(rsp);
 }
 
-/* A backend that is not started holds what it held when it was. */
-static void check_backend(const Backend *backend, GArray *expected)
+static bool region_equal(const QVhostUserRegion *a, const QVhostUserRegion *b)
 {
+    return a->addr == b->addr && a->size == b->size &&
+           a->mmap_offset == b->mmap_offset;
+}
+
+/* How many regions are in only one of two tables, which have an order */
+static unsigned int count_changes(GArray *a, GArray *b)
+{
+    unsigned int i = 0, j = 0, count = 0;
+
+    while (i < a->len && j < b->len) {
+        const QVhostUserRegion *x = &g_array_index(a, QVhostUserRegion, i);
+        const QVhostUserRegion *y = &g_array_index(b, QVhostUserRegion, j);
+
+        if (region_equal(x, y)) {
+            i++;
+            j++;
+            continue;
+        }
+        count++;
+        if (x->addr <= y->addr) {
+            i++;
+        } else {
+            j++;
+        }
+    }
+    return count + (a->len - i) + (b->len - j);
+}
+
+/* A backend is told what changed, and nothing if nothing did. */
+static void check_messages(Backend *backend, GArray *regions)
+{
+    const unsigned int messages =
+        qvhost_user_backend_nr_messages(backend->vu, VHOST_USER_NONE);
+
+    if (backend->last_regions) {
+        const unsigned int changes = count_changes(backend->last_regions,
+                                                   regions);
+        const unsigned int count = messages - backend->last_messages;
+
+        if (backend->configurable || !changes) {
+            g_assert_cmpuint(count, ==, changes);
+        } else {
+            g_assert_cmpuint(count, >=, 1);
+            g_assert_cmpuint(count, <=, changes);
+        }
+        g_array_unref(backend->last_regions);
+    }
+    backend->last_regions = g_array_ref(regions);
+    backend->last_messages = messages;
+}
+
+/* Not only its table makes for messages now. */
+static void backend_forget(Backend *backend)
+{
+    if (backend->last_regions) {
+        g_array_unref(backend->last_regions);
+        backend->last_regions = NULL;
+    }
+}
+
+/* A backend that is not started holds what it held when it was. */
+static void check_backend(Backend *backend, const Shown *shown)
+{
+    GArray *expected = shown->regions[backend->coalesced];
     g_autofree char *error = qvhost_user_backend_error(backend->vu);
     g_autoptr(GArray) regions = qvhost_user_backend_regions(backend->vu);
     unsigned int i;
 
     g_assert_cmpstr(error, ==, NULL);
     g_assert_cmpint(qvhost_user_backend_started(backend->vu), ==,
-                    backend->vq != NULL);
-    if (!backend->vq) {
+                    backend->started);
+    if (!backend->started) {
         return;
     }
     g_assert_cmpuint(regions->len, ==, expected->len);
@@ -624,12 +770,13 @@ static void check_backend(const Backend *backend, GArray *expected)
         g_assert_cmphex(a->size, ==, b->size);
         g_assert_cmphex(a->mmap_offset, ==, b->mmap_offset);
     }
+    check_messages(backend, regions);
 }
 
 static void vm_check(TestVM *vm)
 {
     g_auto(Shown) shown = { };
-    const Backend *backend;
+    Backend *backend;
 
     check_query(vm);
     show_flat_view(vm, &shown);
@@ -640,8 +787,9 @@ static void vm_check(TestVM *vm)
                          vm_holder(vm, NULL).used);
     }
     for_each_backend(backend, vm) {
-        g_assert_cmpuint(shown.regions->len, ==, vm_holder(vm, backend).used);
-        check_backend(backend, shown.regions);
+        g_assert_cmpuint(shown.regions[backend->coalesced]->len, ==,
+                         vm_holder(vm, backend).used);
+        check_backend(backend, &shown);
     }
 }
 
@@ -766,7 +914,7 @@ static void vm_measure(TestVM *vm)
 
     show_flat_view(vm, &shown);
     g_assert_cmpuint(shown.all, ==, 0);
-    vm->base_shared = shown.regions->len;
+    vm->base_shared = shown.regions[false]->len;
     if (vm->kvm) {
         const QDict *kvm = qobject_to(QDict,
                                       qlist_entry_obj(qlist_first(holders)));
@@ -853,6 +1001,7 @@ vm_new(const TestCase *test, uint64_t device_memory_size, const char *fmt, ...)
     va_end(ap);
     vm->mems = g_ptr_array_new_with_free_func(mem_free);
     vm->backends = g_ptr_array_new();
+    vm->killed = g_ptr_array_new();
 
     /* The model has to know now, the machine is not there before it starts. */
     vm_boot(vm);
@@ -867,6 +1016,13 @@ vm_new(const TestCase *test, uint64_t device_memory_size, const char *fmt, ...)
 #define SHARED_BOOT_MEMORY                                                 \
     "-machine pc,nvdimm=on,memory-backend=boot0"                           \
     " -object memory-backend-memfd,id=boot0,size=128M"
+
+/* A single piece of it, and none: for backends that can hold next to nothing */
+#define ONE_SHARED_BOOT_MEMORY                                             \
+    "-machine pc -object memory-backend-ram,id=private0,size=64M"          \
+    " -object memory-backend-memfd,id=boot1,size=64M"                      \
+    " -numa node,memdev=private0 -numa node,memdev=boot1"
+#define NO_SHARED_BOOT_MEMORY "-machine pc"
 
 static TestVM *vm_new_default(const TestCase *test, uint64_t device_memory_size)
 {
@@ -1083,6 +1239,7 @@ static void backend_start(TestVM *vm, Backend *backend)
     backend->vq = qvirtqueue_setup(vdev, &vm->qs->alloc, 0);
     qvirtio_set_driver_ok(vdev);
     qvhost_user_backend_wait(backend->vu, VHOST_USER_SET_VRING_ENABLE, 1);
+    backend->started = true;
     vm_check(vm);
 }
 
@@ -1101,6 +1258,7 @@ static void backend_free_driver(TestVM *vm, Backend *backend)
 
 static void backend_free(TestVM *vm, Backend *backend)
 {
+    backend_forget(backend);
     qvhost_user_backend_free(backend->vu);
     vm->pci_slot_used[backend->pci_slot] = false;
     g_free(backend->id);
@@ -1119,7 +1277,9 @@ static Backend *backend_new(TestVM *vm, unsigned int max_regions)
     backend->vu = qvhost_user_backend_new(path, max_regions);
     backend->limit = MIN(qvhost_user_backend_max_regions(backend->vu),
                          VHOST_USER_MAX_REGIONS);
+    backend->configurable = max_regions != QVHOST_USER_BASELINE;
     backend->pci_slot = take_pci_slot(vm);
+    model_attach(vm, backend);
     return backend;
 }
 
@@ -1210,6 +1370,90 @@ static void vm_remove_backend(TestVM *vm, Backend *backend)
     vm_check(vm);
 }
 
+/* Returns how many of those that QEMU counts with came before; -1: not shown */
+static int backend_position(TestVM *vm, const Backend *backend)
+{
+    QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-memslots' }");
+    const QList *holders = qdict_get_qlist(qdict_get_qdict(rsp, "return"),
+                                           "holders");
+    const QListEntry *entry;
+    int position = -1;
+
+    /* The latest is shown first. */
+    QLIST_FOREACH_ENTRY(holders, entry) {
+        const QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (position >= 0) {
+            position += g_str_equal(qdict_get_str(info, "type"), "vhost");
+        } else if (!g_strcmp0(qdict_get_try_str(info, "id"), backend->id)) {
+            position = 0;
+        }
+    }
+    qobject_unref(rsp);
+    return position;
+}
+
+static bool holder_is_shown(TestVM *vm, const Backend *backend)
+{
+    return backend_position(vm, backend) >= 0;
+}
+
+/* For one that is started: QEMU 7.2 does not notice with others. */
+static void kill_backend(TestVM *vm, Backend *backend)
+{
+    g_assert_true(backend->started);
+    qvhost_user_backend_close(backend->vu);
+    while (holder_is_shown(vm, backend)) {
+        g_usleep(1000);
+    }
+    g_assert_true(g_ptr_array_remove(vm->backends, backend));
+    g_ptr_array_add(vm->killed, backend);
+    backend_forget(backend);
+    vm_check(vm);
+}
+
+/*
+ * QEMU tries once a second. Backends that are awaited together may come in any
+ * order.
+ */
+static void expect_backends(TestVM *vm, Backend **backends, unsigned int count)
+{
+    unsigned int i;
+
+    for (i = 0; i < count; i++) {
+        g_autofree char *error = NULL;
+
+        model_attach(vm, backends[i]);
+        error = model_check_backend(vm, backends[i]);
+        g_assert_cmpstr(error, ==, NULL);
+    }
+    for (i = 0; i < count; i++) {
+        qvhost_user_backend_wait(backends[i]->vu, VHOST_USER_SET_VRING_ENABLE,
+                                 1);
+        g_assert_true(g_ptr_array_remove(vm->killed, backends[i]));
+        g_ptr_array_add(vm->backends, NULL);
+    }
+    for (i = 0; i < count; i++) {
+        const int position = backend_position(vm, backends[i]);
+
+        g_assert_cmpint(position, >=, 0);
+        g_assert_cmpint(position, <, vm->backends->len);
+        g_assert_null(g_ptr_array_index(vm->backends, position));
+        g_ptr_array_index(vm->backends, position) = backends[i];
+    }
+    vm_check(vm);
+}
+
+static void restart_backends(TestVM *vm, Backend **backends, unsigned int count)
+{
+    unsigned int i;
+
+    for (i = 0; i < count; i++) {
+        qvhost_user_backend_open(backends[i]->vu);
+    }
+    expect_backends(vm, backends, count);
+}
+
 /* Does nothing if the machine runs already. */
 static void vm_start(TestVM *vm)
 {
@@ -1224,7 +1468,10 @@ static void vm_start(TestVM *vm)
         mem_start(vm, mem);
     }
     for_each_backend(backend, vm) {
-        backend_start(vm, backend);
+        /* One that would be shown nothing would not start. */
+        if (vm_holder(vm, backend).used) {
+            backend_start(vm, backend);
+        }
     }
     vm_check(vm);
 }
@@ -1233,6 +1480,10 @@ static void vm_stop(TestVM *vm)
 {
     Backend *backend;
 
+    while (vm->killed->len) {
+        g_ptr_array_add(vm->backends,
+                        g_ptr_array_remove_index(vm->killed, 0));
+    }
     for_each_backend(backend, vm) {
         backend_free_driver(vm, backend);
     }
@@ -1242,6 +1493,7 @@ static void vm_stop(TestVM *vm)
         backend_free(vm, backend);
     }
     g_ptr_array_unref(vm->backends);
+    g_ptr_array_unref(vm->killed);
     qtest_remove_abrt_handler(vm->tmpdir);
     remove_dir(vm->tmpdir);
     g_free(vm->tmpdir);
@@ -1299,7 +1551,7 @@ static uint16_t model_plug(const TestVM *vm, Mem *mem, uint64_t first,
     used = mem_used(mem) - used;
     /* What it takes is asked for with the memslots not being there yet. */
     set_plugged(mem, first, count, false);
-    error = model_check_map(vm, mem->config.shared, used);
+    error = model_check_map(vm, mem, used);
     if (error) {
         return VIRTIO_MEM_RESP_BUSY;
     }
@@ -1360,7 +1612,7 @@ static char *model_request_size(const TestVM *vm, Mem *mem, uint64_t size)
     mem->usable_size = MAX(old_size, usable_size_for(mem, size));
     needed = mem_used(mem) - used;
     mem->usable_size = old_size;
-    error = model_check_map(vm, mem->config.shared, needed);
+    error = model_check_map(vm, mem, needed);
     if (!error) {
         mem->usable_size = MAX(old_size, usable_size_for(mem, size));
         mem->requested_size = size;
@@ -1446,8 +1698,11 @@ static void assert_refused(TestVM *vm, const MemConfig *config,
 static void assert_backend_refused(TestVM *vm, unsigned int max_regions,
                                    unsigned int used, unsigned int reserved)
 {
-    const Holder holder = vm_holder(vm, &(Backend) { .limit = 1 });
+    Backend backend = { .limit = max_regions };
+    Holder holder;
 
+    model_attach(vm, &backend);
+    holder = vm_holder(vm, &backend);
     g_assert_cmpuint(holder.used, ==, used);
     g_assert_cmpuint(holder.reserved, ==, reserved);
     g_assert_null(vm_add_backend(vm, max_regions));
@@ -1488,13 +1743,14 @@ static void test_mix(const TestCase *test)
         backend_start(vm, backend);
     }
 
-    /* It comes too late to matter for the first ones. */
+    /* The backend makes no difference, whether it comes before or after. */
+    g_assert_true(backend->coalesced);
     g_assert_cmpuint(mem[0]->required, ==, 16);
     g_assert_cmpuint(mem[1]->required, ==, 16);
     g_assert_cmpuint(mem[4]->required, ==, 8);
-    g_assert_cmpuint(mem[5]->required, ==, 1);
-    g_assert_cmpuint(vm_required(vm, false), ==, 16 + 16 + 8 + 1 + 6);
-    g_assert_cmpuint(vm_required(vm, true), ==, 16 + 8 + 1 + 3);
+    g_assert_cmpuint(mem[5]->required, ==, 16);
+    g_assert_cmpuint(vm_required(vm, false), ==, 16 + 16 + 8 + 16 + 6);
+    g_assert_cmpuint(vm_required(vm, true), ==, 16 + 8 + 16 + 3);
     /* Five that always are, and the usable region of the accessible one */
     g_assert_cmpuint(vm_used(vm, false), ==, 6 + 4);
     g_assert_cmpuint(vm_used(vm, true), ==, 3 + 4);
@@ -1522,33 +1778,133 @@ static void test_mix(const TestCase *test)
     vm_stop(vm);
 }
 
-static const unsigned int backend_sizes[] = {
-    QVHOST_USER_BASELINE, 8, 32, 64, 509, 600,
+static const struct {
+    unsigned int max_regions;
+    const char *boot_memory;
+} backend_sizes[] = {
+    { 1, NO_SHARED_BOOT_MEMORY },
+    { 2, ONE_SHARED_BOOT_MEMORY },
+    { QVHOST_USER_BASELINE, SHARED_BOOT_MEMORY },
+    { 8, SHARED_BOOT_MEMORY },
+    { 64, SHARED_BOOT_MEMORY },
+    { 509, SHARED_BOOT_MEMORY },
 };
 
-/* What comes after a backend has to make do with what that can hold. */
-static void check_backend_first(const TestCase *test, unsigned int max_regions)
+typedef enum Order {
+    BACKEND_FIRST,
+    DEVICE_FIRST,
+    /* the device, and the guest has plugged some of its memory */
+    MEMORY_FIRST,
+} Order;
+
+static unsigned int nr_messages(const Backend *backend)
 {
-    const bool large = max_regions >= HISTORICAL_MAX;
+    return qvhost_user_backend_nr_messages(backend->vu, VHOST_USER_NONE);
+}
+
+/* Whether the backend can access the block at some offset */
+static bool can_reach(const Backend *backend, const Mem *mem, uint64_t offset)
+{
+    return qvhost_user_backend_memory(backend->vu, mem->addr + offset,
+                                      mem->block_size);
+}
+
+/* All but that at 3 GiB, of a device of 8 GiB with 8 memslots */
+static void plug_others(TestVM *vm, Mem *mem)
+{
+    assert_ack(plug(vm, mem, 0, 2 * GiB));
+    assert_ack(plug(vm, mem, 2 * GiB, 1 * GiB));
+    assert_ack(plug(vm, mem, 3 * GiB + 2 * MiB, 5 * GiB - 2 * MiB));
+}
+
+static void unplug_others(TestVM *vm, Mem *mem)
+{
+    assert_ack(unplug(vm, mem, 3 * GiB + 2 * MiB, 5 * GiB - 2 * MiB));
+    assert_ack(unplug(vm, mem, 0, 3 * GiB));
+}
+
+/*
+ * A device of 8 GiB has one block at 3 GiB plugged. A backend that can hold
+ * many memory regions is told about each memslot, and reaches no other memory.
+ * One that can't reaches all of the device, and is told nothing.
+ */
+static void check_backend_memslots(TestVM *vm, Backend *backend, Mem *mem)
+{
+    const bool small = backend->limit < HISTORICAL_MAX;
+    unsigned int messages = nr_messages(backend);
+
+    g_assert_cmpint(backend->coalesced, ==, small);
+    g_assert_cmpuint(mem_used(mem), ==, 1);
+    g_assert_true(can_reach(backend, mem, 3 * GiB));
+    g_assert_cmpint(can_reach(backend, mem, 0), ==, small);
+    g_assert_cmpint(can_reach(backend, mem, 5 * GiB), ==, small);
+
+    plug_others(vm, mem);
+    g_assert_cmpuint(mem_used(mem), ==, 8);
+    g_assert_cmpuint(nr_messages(backend) - messages, ==, small ? 0 : 7);
+    g_assert_true(can_reach(backend, mem, 0));
+    g_assert_true(can_reach(backend, mem, 8 * GiB - 2 * MiB));
+
+    unplug_others(vm, mem);
+    g_assert_cmpuint(nr_messages(backend) - messages, ==, small ? 0 : 14);
+    messages = nr_messages(backend);
+    unplug_all(vm, mem);
+    g_assert_cmpuint(nr_messages(backend) - messages, ==, 1);
+    g_assert_false(can_reach(backend, mem, 3 * GiB));
+    assert_ack(plug(vm, mem, 3 * GiB, 2 * MiB));
+    g_assert_cmpuint(nr_messages(backend) - messages, ==, 2);
+}
+
+/* A device has the same memslots with any backend as without it. */
+static void check_backend_size(const TestCase *test, unsigned int i,
+                               Order order)
+{
     const MemConfig private_mem = multiple(false, 8 * GiB);
     const MemConfig shared_mem = multiple(true, 8 * GiB);
-    TestVM *vm = vm_new_default(test, 64 * GiB);
-    Backend *backend;
+    const unsigned int max_regions = backend_sizes[i].max_regions;
+    TestVM *vm = vm_new(test, 64 * GiB, "%s", backend_sizes[i].boot_memory);
+    Backend *backend = NULL;
     Mem *mem[2];
 
-    backend = vm_add_started_backend(vm, max_regions);
+    if (order == BACKEND_FIRST) {
+        backend = vm_add_backend(vm, max_regions);
+    }
     mem[0] = vm_add_mem(vm, &private_mem);
     mem[1] = vm_add_mem(vm, &shared_mem);
+    if (order == DEVICE_FIRST) {
+        backend = vm_add_backend(vm, max_regions);
+    }
     vm_start(vm);
     g_assert_cmpuint(mem[0]->required, ==, 8);
-    g_assert_cmpuint(mem[1]->required, ==, large ? 8 : 1);
+    g_assert_cmpuint(mem[1]->required, ==, 8);
 
     request_size(vm, mem[0], 8 * GiB);
     request_size(vm, mem[1], 8 * GiB);
-    assert_ack(plug(vm, mem[0], 0, 8 * GiB));
-    assert_ack(plug(vm, mem[1], 0, 8 * GiB));
-    unplug_all(vm, mem[1]);
+    assert_ack(plug(vm, mem[0], 0, 4 * GiB));
+    assert_ack(plug(vm, mem[1], 3 * GiB, 2 * MiB));
+    if (order == MEMORY_FIRST) {
+        backend = vm_add_backend(vm, max_regions);
+    }
+    g_assert_nonnull(backend);
+    if (!backend->started) {
+        backend_start(vm, backend);
+    }
+    check_backend_memslots(vm, backend, mem[1]);
+    assert_ack(plug(vm, mem[0], 4 * GiB, 4 * GiB));
+    g_assert_false(can_reach(backend, mem[0], 0));
+
+    /* What takes a second is done with the others all at once. */
+    if (order == MEMORY_FIRST && max_regions && max_regions < 8) {
+        kill_backend(vm, backend);
+        plug_others(vm, mem[1]);
+        assert_ack(unplug(vm, mem[0], 0, 4 * GiB));
+        restart_backends(vm, &backend, 1);
+        unplug_others(vm, mem[1]);
+        check_backend_memslots(vm, backend, mem[1]);
+    }
     vm_remove_backend(vm, backend);
+    g_assert_cmpuint(mem_used(mem[1]), ==, 1);
+    plug_others(vm, mem[1]);
     vm_stop(vm);
 }
 
@@ -1557,44 +1913,8 @@ static void test_backend_first(const TestCase *test)
     unsigned int i;
 
     for (i = 0; i < ARRAY_SIZE(backend_sizes); i++) {
-        check_backend_first(test, backend_sizes[i]);
+        check_backend_size(test, i, BACKEND_FIRST);
     }
-}
-
-/* A backend that comes later has to be good for what was promised. */
-static void check_backend_later(const TestCase *test, unsigned int max_regions)
-{
-    const unsigned int promised = 40;
-    const MemConfig private_mem = multiple(false, 8 * GiB);
-    const MemConfig shared_mem = multiple(true, promised * GiB);
-    TestVM *vm = vm_new_default(test, 64 * GiB);
-    Backend *backend;
-    Mem *mem[2];
-
-    mem[0] = vm_add_mem(vm, &private_mem);
-    mem[1] = vm_add_mem(vm, &shared_mem);
-    vm_start(vm);
-    g_assert_cmpuint(mem[0]->required, ==, 8);
-    g_assert_cmpuint(mem[1]->required, ==, promised);
-
-    request_size(vm, mem[0], 8 * GiB);
-    request_size(vm, mem[1], promised * GiB);
-    assert_ack(plug(vm, mem[0], 0, 2 * GiB));
-    assert_ack(plug(vm, mem[1], 0, 3 * GiB));
-    if (max_regions < promised) {
-        assert_backend_refused(vm, max_regions, vm->base_shared + 3,
-                               promised - 3);
-        /* Not what is mapped now is in the way, but what has been promised. */
-        unplug_all(vm, mem[1]);
-        assert_backend_refused(vm, max_regions, vm->base_shared, promised);
-    } else {
-        backend = vm_add_started_backend(vm, max_regions);
-        assert_ack(plug(vm, mem[0], 2 * GiB, 6 * GiB));
-        assert_ack(plug(vm, mem[1], 3 * GiB, (promised - 3) * GiB));
-        unplug_all(vm, mem[1]);
-        vm_remove_backend(vm, backend);
-    }
-    vm_stop(vm);
 }
 
 static void test_backend_later(const TestCase *test)
@@ -1602,8 +1922,67 @@ static void test_backend_later(const TestCase *test)
     unsigned int i;
 
     for (i = 0; i < ARRAY_SIZE(backend_sizes); i++) {
-        check_backend_later(test, backend_sizes[i]);
+        check_backend_size(test, i, DEVICE_FIRST);
     }
+}
+
+static void test_backend_last(const TestCase *test)
+{
+    unsigned int i;
+
+    for (i = 0; i < ARRAY_SIZE(backend_sizes); i++) {
+        check_backend_size(test, i, MEMORY_FIRST);
+    }
+}
+
+/* Returns how many messages a backend gets when memory comes and goes. */
+static unsigned int count_messages(TestVM *vm, const Backend *backend, Mem *mem)
+{
+    const unsigned int messages = nr_messages(backend);
+    const uint64_t step = MIN(mem->config.size, 512 * MiB);
+    uint64_t offset;
+
+    request_size(vm, mem, mem->config.size);
+    for (offset = 0; offset < mem->config.size; offset += step) {
+        assert_ack(plug(vm, mem, offset, step));
+    }
+    for (offset = 0; offset < mem->config.size; offset += step) {
+        assert_ack(unplug(vm, mem, offset, step));
+    }
+    return nr_messages(backend) - messages;
+}
+
+/* Small backends are not told more than without multiple memslots. */
+static void test_messages(const TestCase *test)
+{
+    static const unsigned int small_sizes[] = { QVHOST_USER_BASELINE, 8, 508 };
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const MemConfig many = multiple(true, 16 * GiB);
+    const MemConfig one = multiple(true, 1 * GiB);
+    const MemConfig off = single(true, 16 * GiB);
+    Backend *backend;
+    unsigned int i;
+    Mem *mem[3];
+
+    mem[0] = vm_add_mem(vm, &many);
+    mem[1] = vm_add_mem(vm, &one);
+    mem[2] = vm_add_mem(vm, &off);
+    for (i = 0; i < ARRAY_SIZE(small_sizes); i++) {
+        vm_add_started_backend(vm, small_sizes[i]);
+    }
+    vm_add_started_backend(vm, 509);
+    vm_start(vm);
+    g_assert_cmpuint(mem[0]->required, ==, 16);
+    g_assert_cmpuint(mem[1]->required, ==, 1);
+    for (i = 0; i < vm->backends->len; i++) {
+        backend = g_ptr_array_index(vm->backends, i);
+        g_assert_cmpuint(count_messages(vm, backend, mem[2]), ==, 0);
+        /* Once all of it is added, and removed */
+        g_assert_cmpuint(count_messages(vm, backend, mem[1]), ==, 2);
+        g_assert_cmpuint(count_messages(vm, backend, mem[0]), ==,
+                         backend->coalesced ? 2 : 32);
+    }
+    vm_stop(vm);
 }
 
 /* A backend that does not see memory is not in its way. */
@@ -1645,27 +2024,28 @@ static void test_kinds(const TestCase *test)
 /* What was promised to others counts, and who comes first is served first. */
 static void test_reservations(const TestCase *test)
 {
-    TestVM *vm = vm_new_default(test, 128 * GiB);
+    TestVM *vm = vm_new_default(test, 192 * GiB);
     const MemConfig vmem = multiple(true, 40 * GiB);
-    const unsigned int room = 64 - 40 - vm->base_shared;
+    const unsigned int room = 10;
     g_autofree char *reason = NULL;
-    Backend *small, *large;
-    unsigned int i;
+    unsigned int i, taken;
     Mem *mem, *last = NULL;
+    Backend *large;
 
     mem = vm_add_mem(vm, &vmem);
     g_assert_cmpuint(mem->required, ==, 40);
     large = vm_add_started_backend(vm, 509);
-    small = vm_add_started_backend(vm, 64);
+    vm_start(vm);
+    g_assert_false(large->coalesced);
+    taken = 509 - vm->base_shared - 40 - room;
+    set_testdev_count(vm, true, taken);
     for (i = 0; i < room; i++) {
         last = vm_add_mem(vm, &shared_dimm);
     }
-    vm_start(vm);
 
-    reason = g_strdup_printf("vhost backend '%s' can hold 64, of which %u are"
+    reason = g_strdup_printf("vhost backend '%s' can hold 509, of which 469 are"
                              " used and 40 are reserved for other memory"
-                             " devices, but 1 is needed", small->id,
-                             vm->base_shared + room);
+                             " devices, but 1 is needed", large->id);
     assert_refused(vm, &shared_dimm, reason);
     assert_refused(vm, &vmem, reason);
 
@@ -1673,23 +2053,145 @@ static void test_reservations(const TestCase *test)
     request_size(vm, mem, 40 * GiB);
     assert_ack(plug(vm, mem, 0, 38 * GiB));
     g_free(reason);
-    reason = g_strdup_printf("vhost backend '%s' can hold 64, of which %u are"
+    reason = g_strdup_printf("vhost backend '%s' can hold 509, of which 507 are"
                              " used and 2 are reserved for other memory"
-                             " devices, but 1 is needed", small->id,
-                             vm->base_shared + room + 38);
+                             " devices, but 1 is needed", large->id);
     assert_refused(vm, &shared_dimm, reason);
 
     /* Room by way of a memory device, and by way of the backend */
     vm_remove_dimm(vm, last);
-    g_assert_nonnull(vm_add_mem(vm, &shared_dimm));
+    last = vm_add_mem(vm, &shared_dimm);
     assert_refused(vm, &shared_dimm, reason);
     assert_ack(plug(vm, mem, 38 * GiB, 2 * GiB));
-    vm_remove_backend(vm, small);
+    unplug_all(vm, mem);
+    assert_backend_refused(vm, 64, vm->base_shared + taken + room, 1);
+    vm_remove_backend(vm, large);
     g_assert_nonnull(vm_add_mem(vm, &shared_dimm));
+    set_testdev_count(vm, true, 0);
+
+    /* One that is shown memory devices as a whole has to hold these only. */
     mem = vm_add_mem(vm, &vmem);
     g_assert_cmpuint(mem->required, ==, 40);
-    assert_backend_refused(vm, 64, vm->base_shared + 40 + room + 1, 40);
-    vm_remove_backend(vm, large);
+    assert_backend_refused(vm, 8, vm->base_shared + room + 1, 2);
+    vm_add_started_backend(vm, vm->base_shared + room + 1 + 2);
+    assert_refused(vm, &shared_dimm, NULL);
+    vm_remove_dimm(vm, last);
+    mem = vm_add_mem(vm, &vmem);
+    g_assert_cmpuint(mem->required, ==, 40);
+    assert_refused(vm, &vmem, NULL);
+    vm_stop(vm);
+}
+
+/* A backend is refused only if it could not hold what QEMU must show it. */
+static void test_backend_refused(const TestCase *test)
+{
+    TestVM *vm = vm_new(test, 64 * GiB, ONE_SHARED_BOOT_MEMORY);
+    const MemConfig private_mem = multiple(false, 8 * GiB);
+    const MemConfig shared_mem = multiple(true, 8 * GiB);
+    g_autofree char *reason = NULL;
+    Backend *backend;
+    Mem *mem[3];
+
+    g_assert_cmpuint(vm->base_shared, ==, 1);
+    backend = vm_add_started_backend(vm, 1);
+    mem[0] = vm_add_mem(vm, &private_mem);
+    vm_start(vm);
+    g_assert_cmpuint(mem[0]->required, ==, 8);
+    reason = g_strdup_printf("vhost backend '%s' can hold 1, of which 1 are"
+                             " used and 0 are reserved for other memory"
+                             " devices, but 1 is needed", backend->id);
+    assert_refused(vm, &shared_mem, reason);
+    assert_refused(vm, &shared_dimm, reason);
+
+    /* It works once the backend is gone, and that one can't come back. */
+    vm_remove_backend(vm, backend);
+    mem[1] = vm_add_mem(vm, &shared_mem);
+    g_assert_cmpuint(mem[1]->required, ==, 8);
+    assert_backend_refused(vm, 1, 1, 1);
+    request_size(vm, mem[1], 8 * GiB);
+    assert_ack(plug(vm, mem[1], 0, 8 * GiB));
+    assert_backend_refused(vm, 1, 2, 0);
+
+    backend = vm_add_started_backend(vm, 2);
+    g_free(reason);
+    reason = g_strdup_printf("vhost backend '%s' can hold 2, of which 2 are"
+                             " used and 0 are reserved for other memory"
+                             " devices, but 1 is needed", backend->id);
+    assert_refused(vm, &shared_dimm, reason);
+    unplug_all(vm, mem[1]);
+    g_free(reason);
+    reason = g_strdup_printf("vhost backend '%s' can hold 2, of which 1 are"
+                             " used and 1 are reserved for other memory"
+                             " devices, but 1 is needed", backend->id);
+    assert_refused(vm, &shared_dimm, reason);
+    vm_remove_backend(vm, backend);
+    mem[2] = vm_add_mem(vm, &shared_dimm);
+    assert_backend_refused(vm, 2, 2, 1);
+    vm_remove_dimm(vm, mem[2]);
+    g_assert_nonnull(vm_add_started_backend(vm, 2));
+    assert_ack(plug(vm, mem[1], 0, 8 * GiB));
+    vm_stop(vm);
+}
+
+/* Which view a backend gets is decided anew only when it comes anew. */
+static void test_mixed_backends(const TestCase *test)
+{
+    static const unsigned int sizes[] = {
+        QVHOST_USER_BASELINE, 8, 32, 508, 509, 600,
+    };
+    TestVM *vm = vm_new_default(test, 128 * GiB);
+    const MemConfig vmem = multiple(true, 40 * GiB);
+    Backend *backends[ARRAY_SIZE(sizes)], *full;
+    unsigned int i, messages;
+    Mem *mem[2];
+
+    mem[0] = vm_add_mem(vm, &vmem);
+    g_assert_cmpuint(mem[0]->required, ==, 40);
+    request_size(vm, mem[0], 40 * GiB);
+    assert_ack(plug(vm, mem[0], 0, 2 * GiB));
+
+    /* QEMU hands out no more than 512: 500 and 40 don't fit. */
+    set_testdev_count(vm, true, 500);
+    full = vm_add_started_backend(vm, 600);
+    g_assert_true(full->coalesced);
+    assert_ack(plug(vm, mem[0], 2 * GiB, 38 * GiB));
+    set_testdev_count(vm, true, 0);
+    g_assert_true(full->coalesced);
+    for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+        backends[i] = vm_add_started_backend(vm, sizes[i]);
+        g_assert_cmpint(backends[i]->coalesced, ==, sizes[i] < 509);
+    }
+    mem[1] = vm_add_mem(vm, &vmem);
+    g_assert_cmpuint(mem[1]->required, ==, 40);
+    request_size(vm, mem[1], 40 * GiB);
+    assert_ack(plug(vm, mem[1], 20 * GiB, 2 * GiB));
+    assert_ack(unplug(vm, mem[0], 0, 39 * GiB));
+    assert_ack(plug(vm, mem[0], 0, 10 * GiB));
+
+    /* The last small one leaves, and nobody else hears of it. */
+    messages = nr_messages(full);
+    for (i = 0; i < ARRAY_SIZE(sizes) && sizes[i] < 509; i++) {
+        vm_remove_backend(vm, backends[i]);
+    }
+    g_assert_cmpuint(nr_messages(full), ==, messages);
+    g_assert_cmpuint(mem_used(mem[0]), ==, 11);
+
+    kill_backend(vm, full);
+    assert_ack(plug(vm, mem[1], 0, 2 * GiB));
+    restart_backends(vm, &full, 1);
+    g_assert_false(full->coalesced);
+    unplug_all(vm, mem[0]);
+
+    /* And the other way round */
+    kill_backend(vm, full);
+    vm_remove_backend(vm, backends[ARRAY_SIZE(sizes) - 1]);
+    vm_remove_backend(vm, backends[ARRAY_SIZE(sizes) - 2]);
+    assert_ack(plug(vm, mem[0], 0, 5 * GiB));
+    set_testdev_count(vm, true, 500);
+    restart_backends(vm, &full, 1);
+    g_assert_true(full->coalesced);
+    unplug_all(vm, mem[0]);
+    assert_ack(plug(vm, mem[0], 0, 40 * GiB));
     vm_stop(vm);
 }
 
@@ -1787,22 +2289,22 @@ static void test_taken(const TestCase *test)
 
     mem = vm_add_mem(vm, &config);
     g_assert_cmpuint(mem->required, ==, 32);
-    backend = vm_add_started_backend(vm, 64);
+    backend = vm_add_started_backend(vm, 509);
     vm_start(vm);
     request_size(vm, mem, 32 * GiB);
     assert_ack(plug(vm, mem, 0, 1 * GiB + 2 * MiB));
 
     /* Two are left, where 30 have been promised. */
-    taken = 64 - vm->base_shared - 2 - 2;
+    taken = 509 - vm->base_shared - 2 - 2;
     set_testdev_count(vm, true, taken);
     nr_messages = vm_nr_messages(vm);
     assert_busy(plug(vm, mem, 2 * GiB, 3 * GiB));
     assert_busy(plug(vm, mem, 2 * GiB, 3 * GiB));
     assert_busy(plug(vm, mem, 2 * GiB, 30 * GiB));
     g_assert_cmpuint(vm_nr_messages(vm), ==, nr_messages);
-    why = g_strdup_printf("%s vhost backend '%s' can hold 64 memslots, of which"
-                          " 62 are used, but 3 more are needed\n", warning,
-                          backend->id);
+    why = g_strdup_printf("%s vhost backend '%s' can hold 509 memslots, of"
+                          " which 507 are used, but 3 more are needed\n",
+                          warning, backend->id);
     g_assert_cmpuint(vm_nr_warnings(vm, why), ==, 1);
     g_assert_cmpuint(vm_nr_warnings(vm, warning), ==, 1);
 
@@ -1821,6 +2323,42 @@ static void test_taken(const TestCase *test)
     vm_stop(vm);
 }
 
+/* Of one that is shown the device as a whole, there is only one to be taken. */
+static void test_taken_coalesced(const TestCase *test)
+{
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const MemConfig config = multiple(true, 32 * GiB);
+    const char *warning = "warning: virtio-mem: memory cannot be plugged now:";
+    g_autofree char *why = NULL;
+    unsigned int messages;
+    Backend *backend;
+    Mem *mem;
+
+    mem = vm_add_mem(vm, &config);
+    backend = vm_add_started_backend(vm, 8);
+    vm_start(vm);
+    request_size(vm, mem, 32 * GiB);
+    set_testdev_count(vm, true, 8 - vm->base_shared);
+    messages = nr_messages(backend);
+    assert_busy(plug(vm, mem, 2 * GiB, 3 * GiB));
+    assert_busy(plug(vm, mem, 2 * GiB, 2 * MiB));
+    g_assert_cmpuint(nr_messages(backend), ==, messages);
+    why = g_strdup_printf("%s vhost backend '%s' can hold 8 memslots, of which"
+                          " 8 are used, but 1 more is needed\n", warning,
+                          backend->id);
+    g_assert_cmpuint(vm_nr_warnings(vm, why), ==, 1);
+    g_assert_cmpuint(vm_nr_warnings(vm, warning), ==, 1);
+
+    set_testdev_count(vm, true, 8 - vm->base_shared - 1);
+    assert_ack(plug(vm, mem, 2 * GiB, 2 * MiB));
+    assert_ack(plug(vm, mem, 0, 2 * GiB));
+    assert_ack(plug(vm, mem, 3 * GiB, 29 * GiB));
+    assert_ack(unplug(vm, mem, 2 * GiB, 2 * MiB));
+    unplug_all(vm, mem);
+    vm_stop(vm);
+}
+
+
 /* Memory that a guest may read is mapped with the usable region. */
 static void test_taken_accessible(const TestCase *test)
 {
@@ -1831,11 +2369,11 @@ static void test_taken_accessible(const TestCase *test)
     config.inaccessible = false;
     config.requested_size = 1 * GiB;
     mem = vm_add_mem(vm, &config);
-    vm_add_started_backend(vm, 64);
+    vm_add_started_backend(vm, 509);
     vm_start(vm);
     g_assert_cmpuint(mem_used(mem), ==, 2);
 
-    set_testdev_count(vm, true, 64 - vm->base_shared - 2 - 2);
+    set_testdev_count(vm, true, 509 - vm->base_shared - 2 - 2);
     g_assert_false(request_size(vm, mem, 4 * GiB));
     g_assert_false(request_size(vm, mem, 32 * GiB));
     assert_ack(plug(vm, mem, 0, 1 * GiB));
@@ -1878,6 +2416,8 @@ static void test_used_over_required(const TestCase *test)
     vm->inner_count = 5;
     vm_check(vm);
     run_hmp(vm, "qom-set /machine/peripheral/inner count 0");
+    vm->inner_count = 0;
+    vm_check(vm);
     run_hmp(vm, "qom-set /machine/peripheral/inner count 6");
     vm->inner_count = 6;
     vm_check(vm);
@@ -1947,6 +2487,9 @@ static void test_cold_refusals(const TestCase *test)
     /* A vhost backend */
     vm = vm_new_default(&cold, 64 * GiB);
     vm_add_mem(vm, &vmem);
+    for (i = vm->base_shared; i < 8; i++) {
+        vm_add_mem(vm, &shared_dimm);
+    }
     backend = backend_new(vm, 8);
     chardev = backend_chardev_args(backend);
     g_free(device);
@@ -1966,22 +2509,40 @@ static void test_cold_refusals(const TestCase *test)
     vm_stop(vm);
 }
 
-/* Returns whether QEMU counts with the backend. */
-static bool holder_is_shown(TestVM *vm, const Backend *backend)
+static char *migration_status(TestVM *vm)
 {
-    QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-memslots' }");
-    const QList *holders = qdict_get_qlist(qdict_get_qdict(rsp, "return"),
-                                           "holders");
-    const QListEntry *entry;
-    bool found = false;
+    QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-migrate' }");
+    char *status = g_strdup(qdict_get_try_str(qdict_get_qdict(rsp, "return"),
+                                              "status") ?: "");
 
-    QLIST_FOREACH_ENTRY(holders, entry) {
-        const QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+    qobject_unref(rsp);
+    return status;
+}
 
-        found |= !g_strcmp0(qdict_get_try_str(info, "id"), backend->id);
+static void wait_migration(TestVM *vm, const char *expected)
+{
+    g_autofree char *status = migration_status(vm);
+
+    while (!g_str_equal(status, expected)) {
+        g_assert_cmpstr(status, !=, "failed");
+        g_usleep(1000);
+        g_free(status);
+        status = migration_status(vm);
+    }
+}
+
+/* Bytes that were sent as they are, not as a page of zeroes */
+static uint64_t migration_sent(TestVM *vm)
+{
+    QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-migrate' }");
+    const QDict *info = qdict_get_qdict(rsp, "return");
+    uint64_t sent = 0;
+
+    if (qdict_haskey(info, "ram")) {
+        sent = qdict_get_int(qdict_get_qdict(info, "ram"), "normal-bytes");
     }
     qobject_unref(rsp);
-    return found;
+    return sent;
 }
 
 /* Being watched by a vhost backend is no reason not to migrate. */
@@ -1990,7 +2551,6 @@ static void test_migration(const TestCase *test)
     TestVM *vm = vm_new_default(test, 64 * GiB);
     const MemConfig config = multiple(true, 16 * GiB);
     Backend *backend;
-    bool completed = false;
     Mem *mem;
 
     mem = vm_add_mem(vm, &config);
@@ -2002,16 +2562,7 @@ static void test_migration(const TestCase *test)
 
     qmp_succeeds(vm, "{ 'execute': 'migrate', 'arguments':"
                  " { 'uri': 'exec:cat > /dev/null' } }");
-    while (!completed) {
-        QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-migrate' }");
-        const QDict *info = qdict_get_qdict(rsp, "return");
-        const char *status = qdict_get_try_str(info, "status") ?: "";
-
-        g_assert_cmpstr(status, !=, "failed");
-        completed = g_str_equal(status, "completed");
-        qobject_unref(rsp);
-        g_usleep(1000);
-    }
+    wait_migration(vm, "completed");
     g_assert_cmpuint(qvhost_user_backend_nr_messages(backend->vu,
                                                      VHOST_USER_SET_LOG_BASE),
                      >=, 1);
@@ -2019,9 +2570,174 @@ static void test_migration(const TestCase *test)
     /* The VM is stopped, but as the migration could have failed: */
     qmp_succeeds(vm, "{ 'execute': 'cont' }");
     qvhost_user_backend_wait(backend->vu, VHOST_USER_SET_VRING_ENABLE, 3);
+    backend_forget(backend);
     vm_check(vm);
     unplug_all(vm, mem);
     vm_stop(vm);
+}
+
+/* A limit has it not complete before there is none any more. */
+static void start_migration(TestVM *vm, const char *uri, bool slowly)
+{
+    qmp_succeeds(vm, "{ 'execute': 'migrate-set-parameters', 'arguments':"
+                 " { 'max-bandwidth': %u } }", slowly ? 1000000 : 0);
+    qmp_succeeds(vm, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }",
+                 uri);
+}
+
+/* A machine with the same devices, to migrate to; does not run before */
+static TestVM *migration_target(const TestCase *test, TestVM *source,
+                                const char *uri)
+{
+    const TestCase cold = { .kvm = test->kvm, .cold = true };
+    TestVM *vm = vm_new_default(&cold, source->device_memory_size);
+    Backend *backend;
+    Mem *mem;
+
+    for_each_mem(mem, source) {
+        vm_add_mem(vm, &mem->config);
+    }
+    for_each_backend(backend, source) {
+        vm_add_backend(vm, backend->configurable ? backend->limit :
+                                                   QVHOST_USER_BASELINE);
+    }
+    g_string_append_printf(vm->args, " -incoming %s", uri);
+    vm_boot(vm);
+    return vm;
+}
+
+/* It has what the source had, with another QEMU and other backends. */
+static void model_migrated(TestVM *vm, const TestVM *source)
+{
+    unsigned int i;
+
+    for (i = 0; i < vm->mems->len; i++) {
+        Mem *mem = g_ptr_array_index(vm->mems, i);
+        const Mem *from = g_ptr_array_index(source->mems, i);
+
+        mem->addr = from->addr;
+        mem->requested_size = from->requested_size;
+        mem->usable_size = from->usable_size;
+        memcpy(mem->plugged, from->plugged,
+               nr_blocks(mem) * sizeof(*mem->plugged));
+    }
+    for (i = 0; i < vm->backends->len; i++) {
+        Backend *backend = g_ptr_array_index(vm->backends, i);
+
+        qvhost_user_backend_wait(backend->vu, VHOST_USER_SET_VRING_ENABLE, 1);
+        backend->started = true;
+    }
+}
+
+/* Starts logging of dirty pages, and stops it again. */
+static uint64_t measure_log(TestVM *vm, Backend *backend)
+{
+    const unsigned int count =
+        qvhost_user_backend_nr_messages(backend->vu, VHOST_USER_SET_LOG_BASE);
+
+    start_migration(vm, "exec:cat > /dev/null", true);
+    qvhost_user_backend_wait(backend->vu, VHOST_USER_SET_LOG_BASE, count + 1);
+    qmp_succeeds(vm, "{ 'execute': 'migrate_cancel' }");
+    wait_migration(vm, "cancelled");
+    backend_forget(backend);
+    vm_check(vm);
+    return qvhost_user_backend_log_size(backend->vu);
+}
+
+/* Whether the log has a bit for each page up to the end of the memory */
+static bool log_covers(uint64_t log_size, const Mem *mem, uint64_t end)
+{
+    return log_size * 8 * 4 * KiB >= mem->addr + end;
+}
+
+static void assert_content(TestVM *vm, uint64_t addr, uint8_t expected)
+{
+    uint8_t content[4 * KiB];
+    unsigned int i;
+
+    qtest_memread(vm->qts, addr, content, sizeof(content));
+    for (i = 0; i < sizeof(content); i++) {
+        g_assert_cmphex(content[i], ==, expected);
+    }
+}
+
+/* What a backend writes while the machine migrates gets to the target. */
+static void check_migration_log(const TestCase *test, unsigned int max_regions)
+{
+    const uint64_t offset = 9 * GiB, size = 16 * GiB, step = 64 * KiB;
+    const MemConfig config = multiple(true, size);
+    TestVM *vm = vm_new_default(test, 64 * GiB), *target;
+    g_autofree char *socket = vm_file(vm, "migration");
+    g_autofree char *uri = g_strdup_printf("unix:%s", socket);
+    uint64_t addr, log_size, i;
+    Backend *backend;
+    void *memory[2];
+    Mem *mem;
+
+    mem = vm_add_mem(vm, &config);
+    backend = vm_add_started_backend(vm, max_regions);
+    vm_start(vm);
+    request_size(vm, mem, size);
+
+    /* Wherever memory is plugged, the log is for all that it can reach. */
+    assert_ack(plug(vm, mem, 0, 2 * MiB));
+    log_size = measure_log(vm, backend);
+    g_assert_true(log_covers(log_size, mem, 1 * GiB));
+    g_assert_cmpint(log_covers(log_size, mem, size), ==, backend->coalesced);
+    assert_ack(plug(vm, mem, 2 * MiB, size - 2 * MiB));
+    g_assert_true(log_covers(measure_log(vm, backend), mem, size));
+    if (backend->coalesced) {
+        g_assert_cmpuint(qvhost_user_backend_log_size(backend->vu), ==,
+                         log_size);
+    }
+    assert_ack(unplug(vm, mem, 0, offset));
+    assert_ack(unplug(vm, mem, offset + 4 * MiB, size - offset - 4 * MiB));
+    g_assert_cmpuint(mem_used(mem), ==, 1);
+
+    /* What comes after the first two pages takes its time. */
+    addr = mem->addr + offset;
+    for (i = 0; i < 4 * MiB; i += step) {
+        qtest_memset(vm->qts, addr + i, 1, step);
+    }
+    target = migration_target(test, vm, uri);
+    start_migration(vm, uri, true);
+    while (migration_sent(vm) < 16 * KiB) {
+        g_usleep(1000);
+    }
+    for (i = 0; i < 2; i++) {
+        memory[i] = qvhost_user_backend_memory(backend->vu, addr + i * 4 * KiB,
+                                               4 * KiB);
+        g_assert_nonnull(memory[i]);
+        memset(memory[i], 2, 4 * KiB);
+    }
+    /* It keeps the second one to itself, or the test would prove nothing. */
+    g_assert_true(qvhost_user_backend_log(backend->vu, addr));
+    log_size = qvhost_user_backend_log_size(backend->vu);
+    g_assert_cmpint(log_covers(log_size, mem, size), ==, backend->coalesced);
+
+    qmp_succeeds(vm, "{ 'execute': 'migrate-set-parameters', 'arguments':"
+                 " { 'max-bandwidth': 0 } }");
+    wait_migration(vm, "completed");
+    wait_migration(target, "completed");
+    model_migrated(target, vm);
+    vm_check(target);
+    assert_content(target, addr, 2);
+    assert_content(target, addr + 4 * KiB, 1);
+    assert_content(target, addr + 4 * MiB - 4 * KiB, 1);
+
+    unlink(socket);
+    vm_stop(target);
+    vm_stop(vm);
+}
+
+static void test_migration_log(const TestCase *test)
+{
+    static const unsigned int sizes[] = { QVHOST_USER_BASELINE, 8, 509 };
+    unsigned int i;
+
+    for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+        check_migration_log(test, sizes[i]);
+    }
 }
 
 /* The test device says what it cannot do. */
@@ -2066,45 +2782,85 @@ static void test_testdev(const TestCase *test)
 /* A backend that was killed holds nothing, until it is back. */
 static void test_restart(const TestCase *test)
 {
+    static const unsigned int sizes[] = {
+        QVHOST_USER_BASELINE, 8, 64, 509, 32,
+    };
     TestVM *vm = vm_new_default(test, 64 * GiB);
     const MemConfig config = multiple(true, 16 * GiB);
-    Backend *backends[2];
+    const unsigned int nr_killed = ARRAY_SIZE(sizes) - 1;
+    Backend *backends[ARRAY_SIZE(sizes)];
     unsigned int i;
     Mem *mem, *dimms[2];
 
     mem = vm_add_mem(vm, &config);
     dimms[0] = vm_add_mem(vm, &shared_dimm);
-    for (i = 0; i < 2; i++) {
-        backends[i] = vm_add_started_backend(vm, 32);
+    for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+        backends[i] = vm_add_started_backend(vm, sizes[i]);
     }
     vm_start(vm);
     request_size(vm, mem, 16 * GiB);
     assert_ack(plug(vm, mem, 0, 4 * GiB));
 
-    qvhost_user_backend_close(backends[0]->vu);
-    while (holder_is_shown(vm, backends[0])) {
-        g_usleep(1000);
-    }
-    g_assert_true(g_ptr_array_remove(vm->backends, backends[0]));
-    vm_check(vm);
-
     /* Life goes on meanwhile. */
+    for (i = 0; i < nr_killed; i++) {
+        kill_backend(vm, backends[i]);
+    }
     assert_ack(plug(vm, mem, 8 * GiB, 4 * GiB));
     assert_ack(unplug(vm, mem, 0, 2 * GiB));
     dimms[1] = vm_add_mem(vm, &shared_dimm);
     vm_remove_dimm(vm, dimms[0]);
 
-    qvhost_user_backend_open(backends[0]->vu);
-    qvhost_user_backend_wait(backends[0]->vu, VHOST_USER_SET_VRING_ENABLE, 1);
-    g_assert_true(holder_is_shown(vm, backends[0]));
-    g_ptr_array_add(vm->backends, backends[0]);
-    vm_check(vm);
+    restart_backends(vm, backends, nr_killed);
     assert_ack(plug(vm, mem, 12 * GiB, 4 * GiB));
     vm_remove_dimm(vm, dimms[1]);
     unplug_all(vm, mem);
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < ARRAY_SIZE(sizes); i++) {
         vm_remove_backend(vm, backends[i]);
     }
+    vm_stop(vm);
+}
+
+/* A backend that comes back and is refused is welcome once there is room. */
+static void test_restart_refused(const TestCase *test)
+{
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const MemConfig config = multiple(true, 16 * GiB);
+    g_autofree char *refusal = NULL;
+    Backend *backend, *other;
+    unsigned int i;
+    Mem *mem, *last;
+
+    mem = vm_add_mem(vm, &config);
+    for (i = vm->base_shared + 1; i < 8; i++) {
+        vm_add_mem(vm, &shared_dimm);
+    }
+    backend = vm_add_started_backend(vm, 8);
+    other = vm_add_started_backend(vm, 64);
+    vm_start(vm);
+    request_size(vm, mem, 16 * GiB);
+    assert_ack(plug(vm, mem, 0, 4 * GiB));
+
+    /* With it gone, there is nothing in the way of another DIMM. */
+    assert_refused(vm, &shared_dimm, NULL);
+    kill_backend(vm, backend);
+    last = vm_add_mem(vm, &shared_dimm);
+    model_attach(vm, backend);
+    refusal = model_check_backend(vm, backend);
+    g_assert_nonnull(refusal);
+    qvhost_user_backend_open(backend->vu);
+    while (!vm_nr_warnings(vm, refusal)) {
+        g_usleep(1000);
+    }
+    g_assert_false(holder_is_shown(vm, backend));
+    vm_check(vm);
+    assert_ack(plug(vm, mem, 4 * GiB, 4 * GiB));
+
+    vm_remove_dimm(vm, last);
+    expect_backends(vm, &backend, 1);
+    assert_ack(plug(vm, mem, 8 * GiB, 8 * GiB));
+    unplug_all(vm, mem);
+    vm_remove_backend(vm, backend);
+    vm_remove_backend(vm, other);
     vm_stop(vm);
 }
 
@@ -2263,7 +3019,9 @@ static void test_library(const void *opaque)
     QVhostUserBackend *backend = qvhost_user_backend_new(path, 2);
     int fd = connect_to_backend(backend);
     const int file = memfd_create("test", 0);
+    uint8_t content[0x10];
     GArray *regions;
+    void *memory;
 
     g_assert_cmpint(ftruncate(file, 1 * MiB), ==, 0);
     assert_backend_error(&backend, &fd, NULL);
@@ -2277,8 +3035,23 @@ static void test_library(const void *opaque)
     g_assert_cmphex(g_array_index(regions, QVhostUserRegion, 1).mmap_offset,
                     ==, 0x2000);
     g_array_unref(regions);
+
+    /* Memory is what is in the file, and nothing that is not added. */
+    memory = qvhost_user_backend_memory(backend, 0x2ff0, 0x10);
+    g_assert_nonnull(memory);
+    memset(memory, 1, 0x10);
+    g_assert_cmpint(pread(file, content, sizeof(content), 0x2ff0), ==,
+                    sizeof(content));
+    g_assert_cmpmem(content, sizeof(content), memory, 0x10);
+    g_assert_null(qvhost_user_backend_memory(backend, 0x2ff0, 0x11));
+    g_assert_null(qvhost_user_backend_memory(backend, 0xfff, 1));
+    g_assert_null(qvhost_user_backend_memory(backend, 0x3000, 1));
+    g_assert_cmpuint(qvhost_user_backend_log_size(backend), ==, 0);
+    g_assert_false(qvhost_user_backend_log(backend, 0x2000));
+
     g_assert_cmpint(remove_region(0x2000, 0x1000), ==, 0);
     g_assert_cmpuint(qvhost_user_backend_nr_regions(backend), ==, 1);
+    g_assert_null(qvhost_user_backend_memory(backend, 0x2000, 1));
     g_assert_cmpint(add_region(0x2000, 0x1000, file), ==, 0);
     g_assert_cmpint(add_region(0x3000, 0x1000, file), !=, 0);
     g_assert_cmpuint(qvhost_user_backend_nr_regions(backend), ==, 2);
@@ -2334,6 +3107,9 @@ static void test_library(const void *opaque)
 #define RANDOM_MAX_DIMMS 40
 #define RANDOM_MAX_BACKENDS 5
 
+/* QEMU takes up to a second to connect again. */
+#define RANDOM_MAX_RESTARTS 1
+
 /* Taking more memslots away would be most of what it takes time for. */
 #define RANDOM_MAX_TAKEN 150
 
@@ -2343,6 +3119,8 @@ typedef struct Outcomes {
     unsigned int mems_refused;
     unsigned int backends;
     unsigned int backends_refused;
+    unsigned int coalesced;
+    unsigned int restarts;
     unsigned int plugs;
     unsigned int plugs_busy;
     unsigned int sizes;
@@ -2560,22 +3338,23 @@ static void random_remove_dimm(Random *r)
 static void random_add_backend(Random *r)
 {
     static const unsigned int sizes[] = {
-        QVHOST_USER_BASELINE, 8, 32, 64, 200, 509, 509, 600,
+        QVHOST_USER_BASELINE, 8, 32, 64, 200, 508, 509, 509, 600,
     };
     unsigned int size = sizes[below(r, ARRAY_SIZE(sizes))];
-    Backend model = { .id = (char *)"" };
+    Backend model = { .id = (char *)"", .coalesced = coin(r) };
     const Holder holder = vm_holder(r->vm, &model);
     g_autofree char *error = NULL;
     Backend *backend;
 
     if (coin(r)) {
-        /* One that can hold about what there is */
+        /* One that can hold about what there is, in one way or the other */
         size = MAX(holder.used + holder.reserved + below(r, 6), 4) - 3;
     }
-    model.limit = size ?: 8;
+    model.limit = MIN(size ?: 8, VHOST_USER_MAX_REGIONS);
+    model_attach(r->vm, &model);
     error = model_check_backend(r->vm, &model);
 
-    if (r->vm->backends->len == RANDOM_MAX_BACKENDS ||
+    if (r->vm->backends->len + r->vm->killed->len == RANDOM_MAX_BACKENDS ||
         skip_refusal(r, error)) {
         return;
     }
@@ -2585,6 +3364,7 @@ static void random_add_backend(Random *r)
     }
     if (backend) {
         r->outcomes.backends++;
+        r->outcomes.coalesced += backend->coalesced;
     } else {
         r->outcomes.backends_refused++;
     }
@@ -2597,6 +3377,39 @@ static void random_remove_backend(Random *r)
     if (count) {
         vm_remove_backend(r->vm, g_ptr_array_index(r->vm->backends,
                                                    below(r, count)));
+    }
+}
+
+static void random_kill_backend(Random *r)
+{
+    const unsigned int count = r->vm->backends->len;
+    Backend *backend;
+
+    if (!count || r->vm->killed->len ||
+        r->outcomes.restarts == RANDOM_MAX_RESTARTS) {
+        return;
+    }
+    backend = g_ptr_array_index(r->vm->backends, below(r, count));
+    if (backend->started) {
+        kill_backend(r->vm, backend);
+    }
+}
+
+/* The one that was killed, if it would not be refused now */
+static void random_restart_backend(Random *r)
+{
+    g_autofree char *error = NULL;
+    Backend *backend;
+
+    if (!r->vm->killed->len) {
+        return;
+    }
+    backend = g_ptr_array_index(r->vm->killed, 0);
+    model_attach(r->vm, backend);
+    error = model_check_backend(r->vm, backend);
+    if (!error) {
+        restart_backends(r->vm, &backend, 1);
+        r->outcomes.restarts++;
     }
 }
 
@@ -2663,6 +3476,8 @@ static const struct {
     { random_remove_dimm, 8 },
     { random_add_backend, 4 },
     { random_remove_backend, 2 },
+    { random_kill_backend, 1 },
+    { random_restart_backend, 1 },
     { random_taken, 6 },
     { random_taken_meanwhile, 5 },
 };
@@ -2705,16 +3520,21 @@ static void test_random(const TestCase *test)
             if (test_case.kvm_limit >= HISTORICAL_MAX) {
                 r.taken[false] = test_case.kvm_limit - RANDOM_MAX_TAKEN;
                 random_set_taken(&r, false, 0);
+            } else if (!test->kvm && test->index % 3 == 1) {
+                /* Large backends run out of memslots, small ones don't fit. */
+                r.taken[true] = HISTORICAL_MAX - RANDOM_MAX_TAKEN;
+                random_set_taken(&r, true, 0);
             }
         }
         random_step(&r);
     }
     vm_stop(r.vm);
     g_rand_free(r.rand);
-    g_test_message("memory devices: %u, refused: %u; backends: %u, refused: %u;"
-                   " plugged: %u, busy: %u; sizes: %u, refused: %u", o->mems,
-                   o->mems_refused, o->backends, o->backends_refused, o->plugs,
-                   o->plugs_busy, o->sizes, o->sizes_refused);
+    g_test_message("memory devices: %u, refused: %u; backends: %u, coalesced:"
+                   " %u, refused: %u, restarted: %u; plugged: %u, busy: %u;"
+                   " sizes: %u, refused: %u", o->mems, o->mems_refused,
+                   o->backends, o->coalesced, o->backends_refused, o->restarts,
+                   o->plugs, o->plugs_busy, o->sizes, o->sizes_refused);
 }
 
 /* ---- The table of tests ---- */
@@ -2734,17 +3554,24 @@ static const TestGroup test_groups[] = {
     { "mix", test_mix, .cold = true },
     { "backend-first", test_backend_first, .cold = true },
     { "backend-later", test_backend_later, .cold = true },
+    { "backend-last", test_backend_last },
+    { "messages", test_messages },
+    { "mixed-backends", test_mixed_backends },
+    { "backend-refused", test_backend_refused, .cold = true },
     { "kinds", test_kinds, .cold = true },
     { "reservations", test_reservations, .cold = true },
     { "soft-limit", test_soft_limit, .cold = true },
     { "numa", test_numa, .cold = true },
     { "taken", test_taken, .cold = true },
+    { "taken-coalesced", test_taken_coalesced, .cold = true },
     { "taken-accessible", test_taken_accessible, .cold = true },
     { "used-over-required", test_used_over_required, .cold = true },
     { "cold-refusals", test_cold_refusals },
     { "migration", test_migration },
+    { "migration-log", test_migration_log },
     { "testdev", test_testdev },
     { "restart", test_restart, .cold = true },
+    { "restart-refused", test_restart_refused },
     { "random", test_random, .times = RANDOM_SEQUENCES },
     { "limit-32", test_kvm_limit, .cold = true, .kvm_limit = 32 },
     { "limit-508", test_kvm_limit, .cold = true, .kvm_limit = 508 },

@@ -219,28 +219,50 @@ static void test_share(void)
     }
 }
 
+static void test_coalesce(void)
+{
+    static const struct {
+        MemslotCounts counts;
+        bool coalesce;
+    } cases[] = {
+        { { 1, 0, 0 }, true },
+        { { 64, 4, 0 }, true },
+        { { 508, 4, 0 }, true },
+        { { 509, 4, 0 }, false },
+        { { 509, 4, 505 }, false },
+        { { 509, 4, 506 }, true },
+        { { 509, 510, 0 }, true },
+        { { UNLIMITED, 510, 5 }, false },
+    };
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_assert_cmpint(memslot_counts_coalesce(&cases[i].counts), ==,
+                        cases[i].coalesce);
+    }
+}
+
 /* What a plain reading of the rules gives. */
-static unsigned int expected_budget(const MemslotCounts *kvm,
-                                    const MemslotCounts *vhost,
+static unsigned int expected_budget(unsigned int kvm_limit,
+                                    unsigned int vhost_limit,
                                     unsigned int promised, unsigned int part)
 {
-    int available = MIN(256 - (int)promised,
-                        (int)kvm->limit - (int)kvm->used - (int)kvm->reserved);
+    unsigned int limit = kvm_limit;
+    int available;
 
-    if (vhost->limit != UNLIMITED) {
-        available = MIN(available, (int)vhost->limit - (int)vhost->used -
-                                   (int)vhost->reserved);
+    if (vhost_limit >= 509) {
+        limit = MIN(limit, vhost_limit);
     }
-    if (MIN(kvm->limit, vhost->limit) < 509) {
-        available = 1;
-    }
-    return MAX(available / (int)part, 1);
+    available = MIN(256 - (int)promised,
+                    (int)limit - BOOT_MEMSLOTS - (int)promised);
+    return limit < 509 ? 1 : MAX(available / (int)part, 1);
 }
 
 /*
  * Real situations: the limits of KVM and of vhost backends that there are, with
- * more and more promised before, half of that mapped, and devices that take all
- * of the device memory that is left, half of it, or a hundredth.
+ * another memory device that was promised more and more memslots before and has
+ * mapped half of them, and devices that take all of the device memory that is
+ * left, half of it, or a hundredth.
  */
 static void test_situations(void)
 {
@@ -250,47 +272,62 @@ static void test_situations(void)
     static const unsigned int parts[] = { 1, 2, 100 };
     int i, j, k, l;
 
-    g_test_message("%6s %6s %5s %9s   %s", "KVM", "vhost", "used", "reserved",
+    g_test_message("%5s %4s %8s  %5s %-5s %4s %8s  %s", "KVM", "used",
+                   "reserved", "vhost", "view", "used", "reserved",
                    "memslots, admitted: all, half, a hundredth");
     for (i = 0; i < ARRAY_SIZE(kvm_limits); i++) {
         for (j = 0; j < ARRAY_SIZE(vhost_limits); j++) {
             for (k = 0; k < ARRAY_SIZE(promises); k++) {
-                const unsigned int used = BOOT_MEMSLOTS + promises[k] / 2;
-                const unsigned int reserved = promises[k] - promises[k] / 2;
-                const MemslotCounts holders[2] = {
-                    { kvm_limits[i], used, reserved },
-                    { vhost_limits[j], used, reserved },
+                const unsigned int mapped = promises[k] / 2;
+                const MemslotCounts kvm = {
+                    kvm_limits[i], BOOT_MEMSLOTS + mapped, promises[k] - mapped
                 };
+                MemslotCounts vhost = {
+                    vhost_limits[j], BOOT_MEMSLOTS + mapped,
+                    promises[k] - mapped
+                };
+                const bool coalesced = memslot_counts_coalesce(&vhost);
+                const MemslotCounts holders[2] = { kvm, vhost };
                 g_autoptr(GString) line = g_string_new(NULL);
 
-                g_string_printf(line, "%6u ", kvm_limits[i]);
-                if (vhost_limits[j] == UNLIMITED) {
-                    g_string_append_printf(line, "%6s", "none");
-                } else {
-                    g_string_append_printf(line, "%6u", vhost_limits[j]);
+                g_assert_cmpint(coalesced, ==, vhost_limits[j] < 509);
+                if (coalesced) {
+                    vhost.used = BOOT_MEMSLOTS + (mapped ? 1 : 0);
+                    vhost.reserved = promises[k] && !mapped ? 1 : 0;
                 }
-                g_string_append_printf(line, " %5u %9u  ", used, reserved);
+                g_string_printf(line, "%5u %4u %8u  ", kvm.limit, kvm.used,
+                                kvm.reserved);
+                if (vhost.limit == UNLIMITED) {
+                    g_string_append_printf(line, "%5s", "none");
+                } else {
+                    g_string_append_printf(line, "%5u", vhost.limit);
+                }
+                g_string_append_printf(line, " %-5s %4u %8u ",
+                                       coalesced ? "whole" : "slots",
+                                       vhost.used, vhost.reserved);
 
                 for (l = 0; l < ARRAY_SIZE(parts); l++) {
                     const MemslotBudgetFacts facts = {
                         .holders = holders,
-                        .nr_holders = 2,
+                        .nr_holders = coalesced ? 1 : 2,
                         .required_memslots = promises[k],
                         .region_size = 600 * GiB / parts[l],
                         .unassigned_size = 600 * GiB,
                     };
                     const unsigned int budget = memslot_budget(&facts);
-                    const bool fit = memslot_counts_fit(&holders[0], budget) &&
-                                     memslot_counts_fit(&holders[1], budget);
+                    const bool fit = memslot_counts_fit(&kvm, budget) &&
+                        memslot_counts_fit(&vhost, coalesced ? 1 : budget);
 
                     g_assert_cmpuint(budget, ==,
-                                     expected_budget(&holders[0], &holders[1],
+                                     expected_budget(kvm_limits[i],
+                                                     vhost_limits[j],
                                                      promises[k], parts[l]));
-                    /* one memslot is the only thing that can be refused */
-                    g_assert_true(fit || budget == 1);
+                    /* only KVM's 32 are too few for anything here */
                     g_assert_cmpint(fit, ==,
                                     BOOT_MEMSLOTS + promises[k] + budget <=
-                                    MIN(kvm_limits[i], vhost_limits[j]));
+                                    kvm_limits[i]);
+                    /* one memslot is the only thing that can be refused */
+                    g_assert_true(fit || budget == 1);
                     g_string_append_printf(line, " %3u %-7s", budget,
                                            fit ? "yes" : "refused");
                 }
@@ -307,6 +344,7 @@ int main(int argc, char **argv)
     g_test_add_func("/memslot-budget/fit", test_fit);
     g_test_add_func("/memslot-budget/invariants", test_invariants);
     g_test_add_func("/memslot-budget/share", test_share);
+    g_test_add_func("/memslot-budget/coalesce", test_coalesce);
     g_test_add_func("/memslot-budget/situations", test_situations);
     return g_test_run();
 }

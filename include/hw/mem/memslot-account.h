@@ -24,12 +24,15 @@
  * @limit: the memslots that it can hold, or MEMSLOTS_UNLIMITED
  * @used: the memslots that it holds
  * @shared_only: it does not see memory without a file descriptor
+ * @coalesced: it is shown each memory device as a whole, in one memslot, as
+ *     long as any of the device's memslots is mapped
  */
 typedef struct MemslotHolder {
     const char *id;
     unsigned int limit;
     unsigned int used;
     bool shared_only;
+    bool coalesced;
 } MemslotHolder;
 
 typedef void MemslotHolderFunc(const MemslotHolder *holder, void *opaque);
@@ -80,13 +83,14 @@ bool memslot_account_check_device(MachineState *ms, const char *id,
  * memslot_account_promise: promise memslots to a memory device
  * @ms: the machine, which has device memory
  * @ram: the device's RAM memory region
+ * @addr: the guest-physical address of the device's memory
  * @memslots: the most memslots that the device may map
  *
  * To be called before the device's memory gets mapped, after
  * memslot_account_check_device() was successful.
  */
 void memslot_account_promise(MachineState *ms, MemoryRegion *ram,
-                             unsigned int memslots);
+                             hwaddr addr, unsigned int memslots);
 
 /**
  * memslot_account_release: take a promise back
@@ -126,6 +130,14 @@ bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
 bool memslot_account_map_end(Error **errp);
 
 /**
+ * memslot_account_wants_coalesced: whether to coalesce a vhost backend's view
+ * @backend: the backend, with the memslots that it would hold as of now
+ *
+ * To be decided once, when the backend comes.
+ */
+bool memslot_account_wants_coalesced(const MemslotHolder *backend);
+
+/**
  * memslot_account_check_vhost: check whether a vhost backend can be admitted
  * @backend: the backend, with the memslots that it holds as of now
  * @errp: set if the backend could not hold what has been promised to memory
@@ -134,5 +146,17 @@ bool memslot_account_map_end(Error **errp);
  * Returns: true on success.
  */
 bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp);
+
+/**
+ * memslot_account_coalesce: find what a memslot is part of
+ * @section: a section of RAM in address_space_memory. If it is one of several
+ *     memslots that a memory device may map, it becomes the section that all of
+ *     these memslots together make up; else it is left alone.
+ *
+ * A translation of guest-physical addresses may be extended that way, because
+ * a memory device's memory lies in one piece in both address spaces, and
+ * nothing else is ever mapped there. It then reaches unplugged memory, too.
+ */
+void memslot_account_coalesce(MemoryRegionSection *section);
 
 #endif /* HW_MEM_MEMSLOT_ACCOUNT_H */

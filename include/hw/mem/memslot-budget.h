@@ -73,6 +73,16 @@ unsigned int memslot_counts_free(const MemslotCounts *counts);
 bool memslot_counts_fit(const MemslotCounts *counts, unsigned int needed);
 
 /**
+ * memslot_counts_coalesce: whether one that holds memslots is to be spared them
+ * @counts: the counts of a vhost backend that could be shown all memslots
+ *
+ * Returns: true for a backend that cannot hold as many memslots as memory
+ * devices might want, or as many as they have been promised. It is better shown
+ * each memory device as a whole, and does not count for memslot_budget() then.
+ */
+bool memslot_counts_coalesce(const MemslotCounts *counts);
+
+/**
  * memslot_budget: decide how many memslots a memory device may use
  *
  * What the soft limit and the promises to other memory devices leave is shared

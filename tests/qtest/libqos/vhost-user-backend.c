@@ -6,11 +6,13 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/atomic.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "vhost-user-backend.h"
 #include <glib-unix.h>
+#include <sys/mman.h>
 #include <sys/un.h>
 
 #define PROTOCOL_VERSION 1
@@ -19,6 +21,15 @@
 #define WAIT_TIMEOUT_US (60 * G_TIME_SPAN_SECOND)
 
 #define BLOCK_DEVICE_SECTORS (64 * MiB / 512)
+
+/* Each bit of the log is for that much of guest-physical memory. */
+#define LOG_PAGE_SIZE (4 * KiB)
+
+/* A memory region, and where its memory is mapped */
+typedef struct Region {
+    VhostUserMemoryRegion region;
+    void *host;
+} Region;
 
 struct QVhostUserBackend {
     char *path;
@@ -46,10 +57,14 @@ struct QVhostUserBackend {
 
     /* What the frontend told: gone with the connection */
     uint64_t protocol_features;
-    /* VhostUserMemoryRegion, in no order */
+    uint64_t features;
+    /* Region, in no order */
     GArray *regions;
     /* one bit for each queue */
     uint64_t started;
+    /* NULL if there is none */
+    uint8_t *log;
+    uint64_t log_size;
 
     unsigned int nr_messages[VHOST_USER_MAX];
     char *error;
@@ -85,11 +100,34 @@ static void drop_source(GSource **source, int *fd)
     }
 }
 
+static Region *get_region(QVhostUserBackend *backend, unsigned int i)
+{
+    return &g_array_index(backend->regions, Region, i);
+}
+
+static void unmap_region(gpointer data)
+{
+    Region *region = data;
+
+    munmap(region->host, region->region.memory_size);
+}
+
+static void drop_log(QVhostUserBackend *backend)
+{
+    if (backend->log) {
+        munmap(backend->log, backend->log_size);
+    }
+    backend->log = NULL;
+    backend->log_size = 0;
+}
+
 static void disconnect(QVhostUserBackend *backend)
 {
     drop_source(&backend->conn_source, &backend->conn_fd);
     backend->protocol_features = 0;
+    backend->features = 0;
     backend->started = 0;
+    drop_log(backend);
     g_array_set_size(backend->regions, 0);
 }
 
@@ -104,12 +142,6 @@ static GSource *watch(QVhostUserBackend *backend, int fd, GUnixFDSourceFunc fn)
 }
 
 /* ---- The table of memory regions ---- */
-
-static VhostUserMemoryRegion *get_region(QVhostUserBackend *backend,
-                                         unsigned int i)
-{
-    return &g_array_index(backend->regions, VhostUserMemoryRegion, i);
-}
 
 static bool region_is_sane(QVhostUserBackend *backend,
                            const VhostUserMemoryRegion *region, int fd)
@@ -136,13 +168,14 @@ static bool add_region(QVhostUserBackend *backend,
                        const VhostUserMemoryRegion *region, int fd)
 {
     const uint64_t addr = region->guest_phys_addr;
+    Region added = { .region = *region };
     unsigned int i;
 
     if (!region_is_sane(backend, region, fd)) {
         return false;
     }
     for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *other = get_region(backend, i);
+        const VhostUserMemoryRegion *other = &get_region(backend, i)->region;
 
         if (addr < other->guest_phys_addr + other->memory_size &&
             other->guest_phys_addr < addr + region->memory_size) {
@@ -156,7 +189,14 @@ static bool add_region(QVhostUserBackend *backend,
                   backend->max_regions);
         return false;
     }
-    g_array_append_val(backend->regions, *region);
+    added.host = mmap(NULL, region->memory_size, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_NORESERVE, fd, region->mmap_offset);
+    if (added.host == MAP_FAILED) {
+        set_error(backend, "region 0x%" PRIx64 " cannot be mapped: %s", addr,
+                  strerror(errno));
+        return false;
+    }
+    g_array_append_val(backend->regions, added);
     return true;
 }
 
@@ -166,7 +206,7 @@ static bool remove_region(QVhostUserBackend *backend,
     unsigned int i;
 
     for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *other = get_region(backend, i);
+        const VhostUserMemoryRegion *other = &get_region(backend, i)->region;
 
         if (region->guest_phys_addr == other->guest_phys_addr &&
             region->memory_size == other->memory_size &&
@@ -208,6 +248,31 @@ static bool may_change_single_regions(QVhostUserBackend *backend)
         set_error(backend, "request to change a single region");
         return false;
     }
+    return true;
+}
+
+/* Returns whether all is well. */
+static bool set_log(QVhostUserBackend *backend, const Request *req)
+{
+    const uint64_t size = req->msg.payload.log.mmap_size;
+    const uint64_t offset = req->msg.payload.log.mmap_offset;
+    struct stat st;
+
+    drop_log(backend);
+    if (req->nr_fds != 1 || !size || fstat(req->fds[0], &st) < 0 ||
+        offset > st.st_size || size > st.st_size - offset) {
+        set_error(backend, "log of %" PRIu64 " bytes with %u files", size,
+                  req->nr_fds);
+        return false;
+    }
+    backend->log = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
+                        req->fds[0], offset);
+    if (backend->log == MAP_FAILED) {
+        backend->log = NULL;
+        set_error(backend, "log cannot be mapped: %s", strerror(errno));
+        return false;
+    }
+    backend->log_size = size;
     return true;
 }
 
@@ -289,6 +354,7 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
         reply(backend, req, sizeof(req->msg.payload.state));
         return true;
     case VHOST_USER_SET_LOG_BASE:
+        set_log(backend, req);
         reply(backend, req, 0);
         return true;
     default:
@@ -326,9 +392,11 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
         backend->started |= 1ull << (req->msg.payload.u64 &
                                      VHOST_USER_VRING_IDX_MASK);
         return true;
+    case VHOST_USER_SET_FEATURES:
+        backend->features = req->msg.payload.u64;
+        return true;
     case VHOST_USER_SET_OWNER:
     case VHOST_USER_RESET_OWNER:
-    case VHOST_USER_SET_FEATURES:
     case VHOST_USER_SET_LOG_FD:
     case VHOST_USER_SET_VRING_NUM:
     case VHOST_USER_SET_VRING_ADDR:
@@ -530,7 +598,8 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
                            max_regions : VHOST_MEMORY_BASELINE_NREGIONS;
     backend->listen_fd = -1;
     backend->conn_fd = -1;
-    backend->regions = g_array_new(false, false, sizeof(VhostUserMemoryRegion));
+    backend->regions = g_array_new(false, false, sizeof(Region));
+    g_array_set_clear_func(backend->regions, unmap_region);
     g_mutex_init(&backend->lock);
     g_cond_init(&backend->cond);
 
@@ -613,7 +682,7 @@ GArray *qvhost_user_backend_regions(QVhostUserBackend *backend)
     unsigned int i;
 
     for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *from = get_region(backend, i);
+        const VhostUserMemoryRegion *from = &get_region(backend, i)->region;
         const QVhostUserRegion region = {
             .addr = from->guest_phys_addr,
             .size = from->memory_size,
@@ -624,6 +693,45 @@ GArray *qvhost_user_backend_regions(QVhostUserBackend *backend)
     }
     g_array_sort(regions, compare_regions);
     return regions;
+}
+
+void *qvhost_user_backend_memory(QVhostUserBackend *backend, uint64_t addr,
+                                 uint64_t size)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    unsigned int i;
+
+    for (i = 0; i < backend->regions->len; i++) {
+        const Region *region = get_region(backend, i);
+        const uint64_t start = region->region.guest_phys_addr;
+
+        if (addr >= start && addr - start < region->region.memory_size &&
+            size <= region->region.memory_size - (addr - start)) {
+            return (uint8_t *)region->host + (addr - start);
+        }
+    }
+    return NULL;
+}
+
+uint64_t qvhost_user_backend_log_size(QVhostUserBackend *backend)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+
+    return backend->log_size;
+}
+
+bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    const uint64_t page = addr / LOG_PAGE_SIZE;
+
+    if (!(backend->features & (1ull << VHOST_F_LOG_ALL)) ||
+        page / 8 >= backend->log_size) {
+        return false;
+    }
+    /* The frontend reads and clears it meanwhile. */
+    qatomic_or(&backend->log[page / 8], 1 << (page % 8));
+    return true;
 }
 
 unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,

@@ -13,8 +13,9 @@
 
 /*
  * A vhost-user backend that runs in a thread of the test and does no I/O: it
- * answers what it is asked, keeps the table of memory regions that it is given,
- * and holds QEMU to the protocol. It knows any number of memory regions.
+ * answers what it is asked, keeps the table of memory regions that it is given
+ * and the log of dirty pages, and holds QEMU to the protocol. It knows any
+ * number of memory regions.
  *
  * It listens on a UNIX socket, one frontend after the other may connect:
  *
@@ -124,6 +125,37 @@ unsigned int qvhost_user_backend_nr_regions(QVhostUserBackend *backend);
  * caller.
  */
 GArray *qvhost_user_backend_regions(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_memory:
+ * @backend: the backend
+ * @addr: guest-physical address
+ * @size: size in bytes
+ *
+ * Returns: where the backend has that memory, or NULL if no memory region
+ * covers it. Valid as long as the memory region is there.
+ */
+void *qvhost_user_backend_memory(QVhostUserBackend *backend, uint64_t addr,
+                                 uint64_t size);
+
+/**
+ * qvhost_user_backend_log_size:
+ *
+ * Returns: the size in bytes of the log of dirty pages that came last, or 0.
+ */
+uint64_t qvhost_user_backend_log_size(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_log:
+ * @backend: the backend
+ * @addr: guest-physical address
+ *
+ * Tell the frontend that the page at @addr was written to.
+ *
+ * Returns: false if it does not want to know, or if its log does not reach that
+ * far.
+ */
+bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr);
 
 /**
  * qvhost_user_backend_nr_messages:
