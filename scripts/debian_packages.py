@@ -6,9 +6,11 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 
 class PackageError(Exception):
@@ -22,11 +24,46 @@ class DebianPackages:
     The lists of packages are the system's where these do, else private ones
     in @state. A fresh container image has no lists, old lists name packages
     that are gone from the server.
+
+    With a @suite, "bookworm-backports" say, packages come from there if it
+    has them. It is expected wherever the system gets "bookworm" from, so the
+    system need not be set up for it.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, suite: Optional[str] = None) -> None:
         self._state = state.resolve()
         self._private = False
+        self._suite = suite
+        if suite is not None:
+            self._add_sources(suite)
+
+    def _sources(self) -> Path:
+        return self._state / 'sources'
+
+    def _add_sources(self, suite: str) -> None:
+        """Keep the system's sources, add the same ones for a suite."""
+        places = dict(line.split('=', 1) for line in subprocess.run(
+            ['apt-config', 'shell', 'LIST', 'Dir::Etc::sourcelist/f',
+             'PARTS', 'Dir::Etc::sourceparts/d'], text=True, check=True,
+            stdout=subprocess.PIPE).stdout.splitlines())
+        files = [Path(shlex.split(places['LIST'])[0])]
+        directory = Path(shlex.split(places['PARTS'])[0])
+        self._sources().mkdir(parents=True)
+        for kind in ('*.list', '*.sources'):
+            for file in sorted(directory.glob(kind)):
+                files.append(file)
+                shutil.copy(file, self._sources())
+        base = re.escape(suite.partition('-')[0])
+        for file in files:
+            if not file.is_file():
+                continue
+            # Whatever else an entry says (keys, components) holds for this
+            # suite, too.
+            text, count = re.subn(rf'(?<=\s){base}(?=\s|$)', suite,
+                                  file.read_text(encoding='utf-8'))
+            if count:
+                copy = self._sources() / f'{suite}-{file.name}'
+                copy.write_text(text, encoding='utf-8')
 
     def _options(self) -> List[str]:
         state = self._state
@@ -40,6 +77,9 @@ class DebianPackages:
                    'Debug::NoLocking=true']
         if self._private:
             options.append(f'Dir::State::lists={state}/lists')
+        if self._suite is not None:
+            options += [f'Dir::Etc::sourceparts={self._sources()}',
+                        f'APT::Default-Release={self._suite}']
         return [word for option in options for word in ('-o', option)]
 
     def _run(self, program: str, *arguments: str,

@@ -1,46 +1,16 @@
 /*
  * Fill a file in the guest with a pattern, and check it
  *
- * Every 64-bit word of the file differs from every other and from the words
- * at the same place of another seed, so that a page that was lost, zeroed,
- * repeated or swapped with another one is found.
- *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
  */
 
 #define _FILE_OFFSET_BITS 64
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Odd, so that the words only repeat after 2^64 of them. */
-#define STRIDE 0x9e3779b97f4a7c15ULL
-
-static void die(const char *what)
-{
-    fprintf(stderr, "pattern: %s: %s\n", what, strerror(errno));
-    exit(2);
-}
-
-static uint64_t number(const char *text)
-{
-    uint64_t value;
-    char *end;
-
-    errno = 0;
-    value = strtoull(text, &end, 0);
-    if (errno || end == text || *end) {
-        fprintf(stderr, "pattern: '%s' is not a number\n", text);
-        exit(2);
-    }
-    return value;
-}
+#include "pattern.h"
 
 /*
  * Faults on a mapping take huge pages and touch each of them once, where
@@ -56,26 +26,20 @@ static uint64_t *map(int fd, uint64_t size, int protection)
     return words;
 }
 
-static void fill(const char *path, uint64_t size, uint64_t word)
+static void fill(const char *path, uint64_t size, uint64_t seed)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-    uint64_t *words;
 
     if (fd < 0 || ftruncate(fd, size)) {
         die(path);
     }
-    words = map(fd, size, PROT_READ | PROT_WRITE);
-    for (uint64_t i = 0; i < size / sizeof(word); i++) {
-        words[i] = word;
-        word += STRIDE;
-    }
+    pattern_fill(map(fd, size, PROT_READ | PROT_WRITE), size, seed);
 }
 
-static int check(const char *path, uint64_t size, uint64_t word)
+static int check(const char *path, uint64_t size, uint64_t seed)
 {
     int fd = open(path, O_RDONLY);
     off_t end;
-    uint64_t *words;
 
     if (fd < 0) {
         die(path);
@@ -86,17 +50,7 @@ static int check(const char *path, uint64_t size, uint64_t word)
                size);
         return 1;
     }
-    words = map(fd, size, PROT_READ);
-    for (uint64_t i = 0; i < size / sizeof(word); i++) {
-        if (words[i] != word) {
-            printf("%s: at 0x%" PRIx64 ": 0x%016" PRIx64
-                   " instead of 0x%016" PRIx64 "\n",
-                   path, i * sizeof(word), words[i], word);
-            return 1;
-        }
-        word += STRIDE;
-    }
-    return 0;
+    return pattern_check(path, map(fd, size, PROT_READ), size, seed);
 }
 
 int main(int argc, char **argv)

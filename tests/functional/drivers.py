@@ -1,0 +1,358 @@
+"""
+Drivers for virtio devices over the qtest protocol: no guest needed.
+
+The firmware of the machine halts its only vCPU for good, so that the drivers
+have the devices for themselves. With KVM, memslots, vhost and migration are
+all real even where no guest would boot.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import base64
+import itertools
+import struct
+import time
+from enum import IntEnum
+from typing import List, Sequence, Tuple
+
+from qemu.machine.qtest import QEMUQtestProtocol
+
+from vm import MIB, VirtualMachine
+
+# Where the drivers keep what they share with devices.
+HEAP = 16 * MIB
+# Where BARs go: no RAM is there, and the PCI host lets them through.
+BARS = 0xe0000000
+BAR_SIZE = 64 * 1024
+# Eject register of the PCI hotplug controller of machine pc.
+ACPI_PCI_EJECT = 0xae08
+# Something hangs if a request takes as long as that.
+REQUEST_TIMEOUT = 30.0
+
+QUEUE_SIZE = 64
+DESC_NEXT, DESC_WRITE = 1, 2
+F_VERSION_1 = 1 << 32
+
+# A device's buffer: address, size, whether the device writes to it.
+Buffer = Tuple[int, int, bool]
+
+
+class DriverError(Exception):
+    """A device did not do what the specification says."""
+
+
+class Machine(VirtualMachine):
+    """
+    A machine of type pc, the vCPU of which sleeps.
+
+    All of its memory can be shared with vhost-user backends.
+    """
+    RAM = 64 * MIB
+
+    def __init__(self, binary: str, accel: str, maxmem: int) -> None:
+        super().__init__(binary, accel, self.RAM, maxmem,
+                         machine='pc,memory-backend=ram')
+        firmware = self.directory / 'firmware'
+        code = bytearray(64 * 1024)
+        # At the reset vector: cli, hlt, jmp to the latter
+        code[-16:-12] = b'\xfa\xf4\xeb\xfd'
+        firmware.write_bytes(code)
+        socket = str(self.directory / 'qtest')
+        self._qtest = QEMUQtestProtocol(socket, server=True)
+        self._heap = HEAP
+        self._free_bars = itertools.count(BARS, BAR_SIZE)
+        self.add_args(
+            '-object',
+            f'memory-backend-memfd,id=ram,size={self.RAM},share=on',
+            '-bios', str(firmware),
+            '-qtest', f'unix:{socket}', '-qtest-log', '/dev/null')
+
+    def _post_launch(self) -> None:
+        super()._post_launch()
+        self._qtest.accept()
+
+    def _post_shutdown(self) -> None:
+        self._qtest.close()
+        super()._post_shutdown()
+
+    def qtest(self, command: str) -> str:
+        """Run a command of the qtest protocol, return what it gives."""
+        answer = self._qtest.cmd(command).split()
+        if not answer or answer[0] != 'OK':
+            raise DriverError(f'{command[:80]}: {answer}')
+        return answer[1] if len(answer) > 1 else ''
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read guest-physical memory."""
+        return base64.b64decode(self.qtest(f'b64read {address} {size}'))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest-physical memory."""
+        encoded = base64.b64encode(data).decode('ascii')
+        self.qtest(f'b64write {address} {len(data)} {encoded}')
+
+    def number(self, address: int, letter: str) -> int:
+        """Read a number; the letter (b, w, l or q) gives its size."""
+        return int(self.qtest(f'read{letter} {address}'), 16)
+
+    def set_number(self, address: int, letter: str, value: int) -> None:
+        """Write a number."""
+        self.qtest(f'write{letter} {address} {value}')
+
+    def allocate(self, size: int) -> int:
+        """Boot memory that nothing else uses, aligned to pages."""
+        address = self._heap
+        self._heap += -(-size // 4096) * 4096
+        assert self._heap <= self.RAM
+        return address
+
+    def allocate_bar(self) -> int:
+        """Addresses for a device."""
+        return next(self._free_bars)
+
+    def adopt(self, other: 'Machine') -> None:
+        """Go on where a machine left off that was migrated to this one."""
+        # pylint: disable=protected-access
+        self._heap = other._heap
+        self._free_bars = other._free_bars
+
+    def eject(self, slot: int) -> None:
+        """What the guest's ACPI code does about device_del."""
+        self.qtest(f'outl {ACPI_PCI_EJECT} {1 << slot}')
+
+
+class Queue:
+    """A split virtqueue."""
+
+    def __init__(self, device: 'VirtioDevice') -> None:
+        self._device = device
+        self.descriptors = device.machine.allocate(16 * QUEUE_SIZE)
+        self.available = device.machine.allocate(6 + 2 * QUEUE_SIZE)
+        self.used = device.machine.allocate(6 + 8 * QUEUE_SIZE)
+        self.doorbell = 0
+        self._next = 0
+        self._posted = 0
+        self._seen = 0
+
+    def post(self, buffers: Sequence[Buffer]) -> None:
+        """Give buffers to the device, as one request."""
+        machine = self._device.machine
+        head = self._next
+        for number, (address, size, writable) in enumerate(buffers):
+            index = self._next
+            self._next = (index + 1) % QUEUE_SIZE
+            last = number == len(buffers) - 1
+            flags = ((0 if last else DESC_NEXT)
+                     | (DESC_WRITE if writable else 0))
+            machine.write(self.descriptors + 16 * index,
+                          struct.pack('<QIHH', address, size, flags,
+                                      0 if last else self._next))
+        machine.set_number(
+            self.available + 4 + 2 * (self._posted % QUEUE_SIZE), 'w', head)
+        self._posted += 1
+        machine.set_number(self.available + 2, 'w', self._posted & 0xffff)
+        machine.set_number(self.doorbell, 'w', self._device.queues.index(self))
+
+    def wait(self) -> int:
+        """Wait for the next answer, return how many bytes it has."""
+        machine = self._device.machine
+        deadline = time.monotonic() + REQUEST_TIMEOUT
+        while machine.number(self.used + 2, 'w') == self._seen & 0xffff:
+            if time.monotonic() > deadline:
+                raise DriverError('no answer from the device in slot '
+                                  f'{self._device.slot}')
+            time.sleep(0.0005)
+        entry = self.used + 4 + 8 * (self._seen % QUEUE_SIZE)
+        self._seen += 1
+        return machine.number(entry + 4, 'l')
+
+    def request(self, buffers: Sequence[Buffer]) -> int:
+        """Post a request and wait for its answer."""
+        self.post(buffers)
+        return self.wait()
+
+
+class VirtioDevice:
+    """A virtio-pci device of the current specification on the root bus."""
+
+    def __init__(self, machine: Machine, slot: int, nr_queues: int,
+                 features: int = 0) -> None:
+        self.machine = machine
+        self.slot = slot
+        self._common = self._notify = self._config = 0
+        self._multiplier = 0
+        self.queues: List[Queue] = []
+        self._find()
+        self._start(nr_queues, features | F_VERSION_1)
+
+    def _pci_read(self, offset: int) -> int:
+        self._select(offset)
+        return int(self.machine.qtest('inl 0xcfc'), 16)
+
+    def _pci_write(self, offset: int, value: int) -> None:
+        self._select(offset)
+        self.machine.qtest(f'outl 0xcfc {value}')
+
+    def _select(self, offset: int) -> None:
+        self.machine.qtest(
+            f'outl 0xcf8 {0x80000000 | self.slot << 11 | offset & ~3}')
+
+    def _find(self) -> None:
+        """Map the BAR that has all that is needed, and find things there."""
+        if self._pci_read(0) & 0xffff != 0x1af4:
+            raise DriverError(f'no virtio device in slot {self.slot}')
+        base = self.machine.allocate_bar()
+        self._pci_write(0x10 + 4 * 4, base)
+        self._pci_write(0x10 + 4 * 5, 0)
+        # Memory space, bus master
+        self._pci_write(4, 6)
+        capability = self._pci_read(0x34) & 0xff
+        while capability:
+            first = self._pci_read(capability)
+            kind = first >> 24
+            if first & 0xff == 9 and self._pci_read(capability + 4) & 7 == 4:
+                address = base + self._pci_read(capability + 8)
+                if kind == 1:
+                    self._common = address
+                elif kind == 2:
+                    self._notify = address
+                    self._multiplier = self._pci_read(capability + 16)
+                elif kind == 4:
+                    self._config = address
+            capability = first >> 8 & 0xff
+
+    def _features(self) -> int:
+        features = 0
+        for half in range(2):
+            self.machine.set_number(self._common, 'l', half)
+            features |= self.machine.number(self._common + 4,
+                                            'l') << 32 * half
+        return features
+
+    def _start(self, nr_queues: int, wanted: int) -> None:
+        machine, common = self.machine, self._common
+        for status in (0, 1, 3):
+            machine.set_number(common + 0x14, 'b', status)
+        features = self._features() & wanted
+        for half in range(2):
+            machine.set_number(common + 8, 'l', half)
+            machine.set_number(common + 12, 'l',
+                               features >> 32 * half & 0xffffffff)
+        machine.set_number(common + 0x14, 'b', 11)
+        if not machine.number(common + 0x14, 'b') & 8:
+            raise DriverError(f'features {features:#x} refused')
+        for index in range(nr_queues):
+            queue = Queue(self)
+            self.queues.append(queue)
+            machine.set_number(common + 0x16, 'w', index)
+            machine.set_number(common + 0x18, 'w', QUEUE_SIZE)
+            for offset, address in ((0x20, queue.descriptors),
+                                    (0x28, queue.available),
+                                    (0x30, queue.used)):
+                machine.set_number(common + offset, 'l', address)
+                machine.set_number(common + offset + 4, 'l', 0)
+            queue.doorbell = (self._notify + self._multiplier
+                              * machine.number(common + 0x1e, 'w'))
+            machine.set_number(common + 0x1c, 'w', 1)
+        machine.set_number(common + 0x14, 'b', 15)
+
+    def config(self, offset: int, letter: str) -> int:
+        """Read a field of the device's configuration."""
+        return self.machine.number(self._config + offset, letter)
+
+
+class Answer(IntEnum):
+    """How a virtio-mem device answers a request."""
+    ACK = 0
+    NACK = 1
+    BUSY = 2
+    ERROR = 3
+
+
+class VirtioMem(VirtioDevice):
+    """A virtio-mem device."""
+    PLUG, UNPLUG, UNPLUG_ALL = 0, 1, 2
+    # ACPI_PXM, UNPLUGGED_INACCESSIBLE
+    FEATURES = 3
+
+    def __init__(self, machine: Machine, slot: int) -> None:
+        super().__init__(machine, slot, 1, self.FEATURES)
+        self._buffer = machine.allocate(4096)
+        self.block = self.config(0, 'q')
+        self.start = self.config(16, 'q')
+
+    def _request(self, kind: int, offset: int = 0, size: int = 0) -> Answer:
+        self.machine.write(self._buffer, struct.pack(
+            '<H6xQH6x', kind, self.start + offset, size // self.block))
+        self.queues[0].request([(self._buffer, 24, False),
+                                (self._buffer + 64, 10, True)])
+        return Answer(self.machine.number(self._buffer + 64, 'w'))
+
+    def plug(self, offset: int, size: int) -> Answer:
+        """Plug part of the device."""
+        return self._request(self.PLUG, offset, size)
+
+    def unplug(self, offset: int, size: int) -> Answer:
+        """Unplug part of the device."""
+        return self._request(self.UNPLUG, offset, size)
+
+    def unplug_all(self) -> Answer:
+        """Unplug all of the device."""
+        return self._request(self.UNPLUG_ALL)
+
+
+class VirtioBlk(VirtioDevice):
+    """A virtio-blk device."""
+    SECTOR = 512
+    IN, OUT = 0, 1
+
+    def __init__(self, machine: Machine, slot: int) -> None:
+        super().__init__(machine, slot, 1)
+        self._buffer = machine.allocate(4096)
+
+    def post(self, kind: int, offset: int, address: int, size: int) -> None:
+        """Start a request for bytes of the disk."""
+        self.machine.write(self._buffer, struct.pack(
+            '<IIQ', kind, 0, offset // self.SECTOR))
+        self.machine.set_number(self._buffer + 64, 'b', 255)
+        self.queues[0].post([(self._buffer, 16, False),
+                             (address, size, kind == self.IN),
+                             (self._buffer + 64, 1, True)])
+
+    def wait(self) -> None:
+        """Wait until the request is done, and well done."""
+        self.queues[0].wait()
+        status = self.machine.number(self._buffer + 64, 'b')
+        if status:
+            raise DriverError(f'I/O error: status {status}')
+
+    def transfer(self, kind: int, offset: int, address: int,
+                 size: int) -> None:
+        """Move bytes between the disk and guest-physical memory."""
+        self.post(kind, offset, address, size)
+        self.wait()
+
+
+class VirtioNet(VirtioDevice):
+    """A virtio-net device with one pair of queues."""
+    HEADER = 12
+    LARGEST = 1514
+
+    def __init__(self, machine: Machine, slot: int) -> None:
+        super().__init__(machine, slot, 2)
+        self._header = machine.allocate(4096)
+
+    def provide(self, address: int) -> None:
+        """Have the next packet that comes written to guest memory."""
+        self.queues[0].post([(self._header, self.HEADER, True),
+                             (address, self.LARGEST, True)])
+
+    def send(self, address: int, size: int) -> None:
+        """Send a packet that is in guest memory."""
+        self.machine.write(self._header + self.HEADER, bytes(self.HEADER))
+        self.queues[1].request([(self._header + self.HEADER, self.HEADER,
+                                 False), (address, size, False)])
+
+    def receive(self) -> int:
+        """Wait for a packet, return its size."""
+        return self.queues[0].wait() - self.HEADER
