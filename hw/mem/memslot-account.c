@@ -87,36 +87,40 @@ static MemslotPromise *memslot_account_find_promise(MemslotAccount *account,
 }
 
 /*
- * Not an address space of its own with a listener: all its flat views would
- * have to be generated, too. This way, we see what KVM and vhost see.
+ * Where the section is counted: with what its memory device was promised, or
+ * with the strays. NULL: not at all, as it is not in the device memory.
+ *
+ * The listener is not one of an address space of its own: all its flat views
+ * would have to be generated, too. This way, we see what KVM and vhost see.
  */
-static bool memslot_account_covers(MemslotAccount *account,
-                                   MemoryRegionSection *section)
+static unsigned int *memslot_account_counter(MemslotAccount *account,
+                                             MemoryRegionSection *section)
 {
-    const DeviceMemoryState *dms = container_of(account, DeviceMemoryState,
-                                                memslots);
+    DeviceMemoryState *dms = container_of(account, DeviceMemoryState, memslots);
     const hwaddr addr = section->offset_within_address_space;
+    MemslotPromise *promise;
 
-    return memory_region_is_ram(section->mr) && addr >= dms->base &&
-           addr - dms->base < memory_region_size((MemoryRegion *)&dms->mr);
+    if (!memory_region_is_ram(section->mr) || addr < dms->base ||
+        addr - dms->base >= memory_region_size(&dms->mr)) {
+        return NULL;
+    }
+    promise = memslot_account_find_promise(account, section->mr);
+    return promise ? &promise->used : &account->strays;
 }
 
 static void memslot_account_region_add(MemoryListener *listener,
                                        MemoryRegionSection *section)
 {
     MemslotAccount *account = container_of(listener, MemslotAccount, listener);
-    MemslotPromise *promise;
+    unsigned int *used = memslot_account_counter(account, section);
+    const MemslotPromise *promise;
 
-    if (!memslot_account_covers(account, section)) {
+    if (!used) {
         return;
     }
 
+    (*used)++;
     promise = memslot_account_find_promise(account, section->mr);
-    if (promise) {
-        promise->used++;
-    } else {
-        account->strays++;
-    }
     if (!promise || promise->used > promise->required) {
         warn_report_once("more memslots are mapped into the device memory than"
                          " memory devices asked for: memory region '%s'",
@@ -128,17 +132,10 @@ static void memslot_account_region_del(MemoryListener *listener,
                                        MemoryRegionSection *section)
 {
     MemslotAccount *account = container_of(listener, MemslotAccount, listener);
-    MemslotPromise *promise;
+    unsigned int *used = memslot_account_counter(account, section);
 
-    if (!memslot_account_covers(account, section)) {
-        return;
-    }
-
-    promise = memslot_account_find_promise(account, section->mr);
-    if (promise) {
-        promise->used--;
-    } else {
-        account->strays--;
+    if (used) {
+        (*used)--;
     }
 }
 

@@ -21,7 +21,8 @@ from qemu.machine.machine import VMLaunchFailure
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from guest import MIB, Guest, GuestError
-from vm import BOOT_STALL, GIB, QMP_TIMEOUT, VirtualMachine, wait_until
+from vm import (BOOT_STALL, GIB, QMP_TIMEOUT, VirtualMachine,
+                virtio_mem_arguments, wait_until)
 
 # Enough for a small VM in there, and for what KVM needs for large memslots.
 HOST_RAM = GIB
@@ -221,14 +222,7 @@ class NestedMachine:
     def add_virtio_mem(self, name: str, size: int,
                        **properties: str) -> None:
         """As VirtualMachine has it."""
-        device = {'id': name, 'memdev': f'{name}-backend'}
-        device.update((key.replace('_', '-'), value)
-                      for key, value in properties.items())
-        self.add_args(
-            '-object',
-            f'memory-backend-ram,id={name}-backend,size={size},reserve=off',
-            '-device', ','.join(['virtio-mem-pci']
-                                + [f'{k}={v}' for k, v in device.items()]))
+        self.add_args(*virtio_mem_arguments(name, size, **properties))
 
     def launch(self) -> None:
         """Start QEMU: VMLaunchFailure with what it prints if it exits."""

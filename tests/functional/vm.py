@@ -81,6 +81,23 @@ class Memslot:
     size: int
 
 
+def virtio_mem_arguments(name: str, size: int,
+                         **properties: str) -> List[str]:
+    """
+    Arguments for a virtio-mem device and its backend, "NAME-backend".
+
+    Underscores in names of properties stand for dashes.
+    """
+    device = {'id': name, 'memdev': f'{name}-backend'}
+    device.update((key.replace('_', '-'), value)
+                  for key, value in properties.items())
+    # Without reserve=off, the host may refuse to overcommit.
+    return ['-object',
+            f'memory-backend-ram,id={name}-backend,size={size},reserve=off',
+            '-device', ','.join(['virtio-mem-pci']
+                                + [f'{k}={v}' for k, v in device.items()])]
+
+
 class VirtualMachine(QEMUMachine):
     """A QEMU process, its monitor, and where asked for a guest."""
 
@@ -134,16 +151,8 @@ class VirtualMachine(QEMUMachine):
 
         Underscores in names of properties stand for dashes.
         """
-        device = {'id': name, 'memdev': f'{name}-backend',
-                  'requested-size': str(requested)}
-        device.update((key.replace('_', '-'), value)
-                      for key, value in properties.items())
-        # Without reserve=off, the host may refuse to overcommit.
-        self.add_args(
-            '-object',
-            f'memory-backend-ram,id={name}-backend,size={size},reserve=off',
-            '-device', ','.join(['virtio-mem-pci']
-                                + [f'{k}={v}' for k, v in device.items()]))
+        self.add_args(*virtio_mem_arguments(
+            name, size, requested_size=str(requested), **properties))
 
     def shutdown(self, hard: bool = True,
                  timeout: Optional[int] = 30) -> None:

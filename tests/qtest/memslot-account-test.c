@@ -490,7 +490,10 @@ static void G_GNUC_PRINTF(2, 3) qmp_succeeds(TestVM *vm, const char *fmt, ...)
     va_start(ap, fmt);
     rsp = qmonitor_vqmp(vm->mon, fmt, ap);
     va_end(ap);
-    g_assert_true(qdict_haskey(rsp, "return"));
+    if (!qdict_haskey(rsp, "return")) {
+        g_error("%s: %s", fmt,
+                qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
+    }
     qobject_unref(rsp);
 }
 
@@ -2545,6 +2548,21 @@ static uint64_t migration_sent(TestVM *vm)
     return sent;
 }
 
+/* A migration counts as completed a little earlier than the VM is stopped. */
+static void wait_postmigrate(TestVM *vm)
+{
+    bool done = false;
+
+    while (!done) {
+        QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-status' }");
+        const QDict *info = qdict_get_qdict(rsp, "return");
+
+        done = g_str_equal(qdict_get_str(info, "status"), "postmigrate");
+        qobject_unref(rsp);
+        g_usleep(1000);
+    }
+}
+
 /* Being watched by a vhost backend is no reason not to migrate. */
 static void test_migration(const TestCase *test)
 {
@@ -2568,6 +2586,7 @@ static void test_migration(const TestCase *test)
                      >=, 1);
 
     /* The VM is stopped, but as the migration could have failed: */
+    wait_postmigrate(vm);
     qmp_succeeds(vm, "{ 'execute': 'cont' }");
     qvhost_user_backend_wait(backend->vu, VHOST_USER_SET_VRING_ENABLE, 3);
     backend_forget(backend);
