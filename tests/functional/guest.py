@@ -16,7 +16,6 @@ from typing import Callable, List, Optional, Tuple
 MIB = 1 << 20
 # Generous: only hit when something hangs.
 COMMAND_TIMEOUT = 300.0
-RESYNC_TIMEOUT = 3.0
 PAGE_SIZE = 4096
 # How much more than is free there is written to fill up the zone Movable.
 SURPLUS = 64 * MIB
@@ -94,29 +93,6 @@ class Guest:
                 raise GuestError(
                     f'nothing new on the console for {stall:.0f} s; '
                     + self._console_tail())
-
-    def resync(self) -> None:
-        """
-        Forget what is left of earlier answers.
-
-        A serial port that was migrated while it was busy may repeat or lose
-        characters.
-        """
-        end = time.monotonic() + COMMAND_TIMEOUT
-        while True:
-            token = f'resync-{time.monotonic_ns()}'
-            self._host.sendall(f'\necho; echo {token}\n'.encode())
-            deadline = time.monotonic() + RESYNC_TIMEOUT
-            try:
-                while self._read_line(deadline) != token:
-                    pass
-                # The status of this command
-                self._read_line(deadline)
-                return
-            except TimeoutError:
-                if time.monotonic() > end:
-                    raise GuestError('no answer after migration; '
-                                     + self._console_tail()) from None
 
     def run(self, command: str, timeout: float = COMMAND_TIMEOUT) -> str:
         """Run a shell command in the guest, return what it prints."""

@@ -235,8 +235,6 @@ class VirtualMachine(QEMUMachine):
         wait_until('migration is done', finished)
         wait_until('the destination runs', lambda: other.command(
             'query-status')['status'] == 'running' or None)
-        if other.guest is not None:
-            other.guest.resync()
 
     def add_incoming(self) -> None:
         """Be the destination of a migration."""
