@@ -603,7 +603,8 @@ class TestGuest(unittest.TestCase):
         assert vm.guest is not None
         result = vm.guest.run(f'touch {self.STOP}; wait $io; status=$?; '
                               'cat /result; [ $status = 0 ] || '
-                              '{ echo "exit status $status"; dmesg | tail; false; }')
+                              '{ echo "exit status $status"; dmesg | tail; '
+                              'false; }')
         match = re.fullmatch(r'(\d+) passes, (\d+) of (\d+) pages', result)
         assert match is not None, result
         passes, within, pages = (int(group) for group in match.groups())
