@@ -679,8 +679,6 @@ class TestGuest(unittest.TestCase):
             self.assert_view(vm, backend)
             self.finish_io(vm, self.start_io(vm))
 
-    @unittest.skip('the destination goes away in about two runs of five; '
-                   'the reason is not known yet')
     def test_migration(self) -> None:
         """I/O while the guest is migrated."""
         source, _ = self.boot()
