@@ -87,14 +87,15 @@ static MemslotPromise *memslot_account_find_promise(MemslotAccount *account,
 }
 
 /*
- * Where the section is counted: with what its memory device was promised, or
- * with the strays. NULL: not at all, as it is not in the device memory.
+ * Count a section of the device memory with what its memory device was
+ * promised, or with the strays. Returns whether it is covered by a promise, or
+ * of no concern.
  *
  * The listener is not one of an address space of its own: all its flat views
  * would have to be generated, too. This way, we see what KVM and vhost see.
  */
-static unsigned int *memslot_account_counter(MemslotAccount *account,
-                                             MemoryRegionSection *section)
+static bool memslot_account_count(MemslotAccount *account,
+                                  MemoryRegionSection *section, int change)
 {
     DeviceMemoryState *dms = container_of(account, DeviceMemoryState, memslots);
     const hwaddr addr = section->offset_within_address_space;
@@ -102,26 +103,24 @@ static unsigned int *memslot_account_counter(MemslotAccount *account,
 
     if (!memory_region_is_ram(section->mr) || addr < dms->base ||
         addr - dms->base >= memory_region_size(&dms->mr)) {
-        return NULL;
+        return true;
     }
+
     promise = memslot_account_find_promise(account, section->mr);
-    return promise ? &promise->used : &account->strays;
+    if (!promise) {
+        account->strays += change;
+        return false;
+    }
+    promise->used += change;
+    return promise->used <= promise->required;
 }
 
 static void memslot_account_region_add(MemoryListener *listener,
                                        MemoryRegionSection *section)
 {
     MemslotAccount *account = container_of(listener, MemslotAccount, listener);
-    unsigned int *used = memslot_account_counter(account, section);
-    const MemslotPromise *promise;
 
-    if (!used) {
-        return;
-    }
-
-    (*used)++;
-    promise = memslot_account_find_promise(account, section->mr);
-    if (!promise || promise->used > promise->required) {
+    if (!memslot_account_count(account, section, 1)) {
         warn_report_once("more memslots are mapped into the device memory than"
                          " memory devices asked for: memory region '%s'",
                          memory_region_name(section->mr));
@@ -132,11 +131,8 @@ static void memslot_account_region_del(MemoryListener *listener,
                                        MemoryRegionSection *section)
 {
     MemslotAccount *account = container_of(listener, MemslotAccount, listener);
-    unsigned int *used = memslot_account_counter(account, section);
 
-    if (used) {
-        (*used)--;
-    }
+    memslot_account_count(account, section, -1);
 }
 
 /* Returns NULL if there is no device memory, and so no promises. */
