@@ -83,6 +83,31 @@ unsigned int memslot_set_count(const MemslotSet *set)
     return memslot_plan_count(set->plan);
 }
 
+unsigned int memslot_set_count_mapped(const MemslotSet *set)
+{
+    unsigned int i, count = 0;
+
+    g_assert(qemu_mutex_iothread_locked());
+    for (i = 0; i < memslot_plan_count(set->plan); i++) {
+        count += memory_region_is_mapped(&set->aliases[i]);
+    }
+    return count;
+}
+
+uint64_t memslot_set_mapped_size(const MemslotSet *set)
+{
+    uint64_t size = 0;
+    unsigned int i;
+
+    g_assert(qemu_mutex_iothread_locked());
+    for (i = 0; i < memslot_plan_count(set->plan); i++) {
+        if (memory_region_is_mapped(&set->aliases[i])) {
+            size += memslot_plan_size(set->plan, i);
+        }
+    }
+    return size;
+}
+
 static void memslot_set_map_one(MemslotSet *set, unsigned int memslot)
 {
     const uint64_t offset = memslot_plan_offset(set->plan, memslot);

@@ -79,6 +79,16 @@ MemoryRegion *memslot_set_container(MemslotSet *set);
 unsigned int memslot_set_count(const MemslotSet *set);
 
 /**
+ * memslot_set_count_mapped: the number of memslots that are mapped
+ */
+unsigned int memslot_set_count_mapped(const MemslotSet *set);
+
+/**
+ * memslot_set_mapped_size: the size in bytes of the memslots that are mapped
+ */
+uint64_t memslot_set_mapped_size(const MemslotSet *set);
+
+/**
  * memslot_set_count_missing: how many memslots memslot_set_sync() would map
  *
  * Same arguments as memslot_set_sync(); nothing is mapped or unmapped.
