@@ -4,7 +4,9 @@ What monitors and properties tell of memslots, and what they are told.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import json
 import re
+import subprocess
 import unittest
 from typing import Any, Dict, List
 
@@ -107,6 +109,83 @@ class TestFigures(unittest.TestCase):
             answer = machine.qmp('qom-set', path='/machine/peripheral/vmem0',
                                  property=name, value=1)
             self.assertIn('error', answer)
+
+
+class TestTop(unittest.TestCase):
+    """scripts/memslots-top."""
+
+    def run_top(self, *arguments: str) -> 'subprocess.CompletedProcess[str]':
+        """Run it to its end."""
+        program = environment.build_dir() / 'qemu/scripts/memslots-top'
+        return subprocess.run(['/usr/bin/python3', str(program), *arguments],
+                              check=False, text=True, timeout=60,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def test_show(self) -> None:
+        """It shows what QMP tells, as text and as JSON."""
+        machine = Machine(environment.qemu_system(), 'tcg', MAXMEM)
+        self.addCleanup(machine.shutdown)
+        socket = str(machine.directory / 'qmp')
+        machine.add_args('-qmp', f'unix:{socket},server=on,wait=off')
+        machine.add_args(*virtio_mem_arguments(
+            'vmem0', 4 * GIB, addr=str(SLOT), requested_size=str(4 * GIB),
+            multiple_memslots='on', unplugged_inaccessible='on'))
+        Block(self, machine).add()
+        machine.launch()
+        memory = VirtioMem(machine, SLOT)
+        self.assertEqual(memory.plug(GIB, 2 * MIB), Answer.ACK)
+
+        result = self.run_top('--once', '--json', socket)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(json.loads(result.stdout), {
+            'devices': [machine.memory_device('vmem0')],
+            'memslots': machine.command('query-memslots')})
+
+        result = self.run_top('--once', socket)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        print('\n'.join(f'# {line}' for line in result.stdout.splitlines()),
+              flush=True)
+        self.assertIn(f'plugged [#{"." * 39}] 2 MiB of 4 GiB requested',
+                      result.stdout)
+        self.assertIn(f'mapped  [{"#" * 10}{"." * 30}] 1 GiB in 1 of 4 '
+                      'memslots', result.stdout)
+        self.assertRegex(result.stdout, 'vhost0 +32 .* coalesced, shared-only')
+
+    def test_failures(self) -> None:
+        """It says what is wrong, without a traceback."""
+        for arguments, message in (
+                (('--once', '/nonexistent'), '/nonexistent: '),
+                (('--once', 'localhost:x'), 'localhost:x: not a port number'),
+                (('--interval', '0', 'x'), "--interval: '0' is not more "
+                                           'than 0')):
+            with self.subTest(arguments=arguments):
+                result = self.run_top(*arguments)
+                self.assertNotEqual(result.returncode, 0)
+                self.assertIn(f'memslots-top: {message}'
+                              if message.startswith(('/', 'local'))
+                              else message, result.stderr)
+                self.assertNotIn('Traceback', result.stderr)
+
+    def test_end(self) -> None:
+        """It ends when the VM does."""
+        machine = Machine(environment.qemu_system(), 'tcg', MAXMEM)
+        self.addCleanup(machine.shutdown)
+        socket = str(machine.directory / 'qmp')
+        machine.add_args('-qmp', f'unix:{socket},server=on,wait=off')
+        machine.launch()
+        program = environment.build_dir() / 'qemu/scripts/memslots-top'
+        with subprocess.Popen(
+                ['/usr/bin/python3', str(program), '--interval', '0.1',
+                 socket], text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            self.assertEqual(process.stdout.readline(),
+                             'no virtio-mem devices\n')
+            machine.shutdown()
+            _, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1)
+        self.assertIn('the VM has gone', errors)
+        self.assertNotIn('Traceback', errors)
 
 
 class TestNames(unittest.TestCase):
