@@ -2,9 +2,9 @@
  * QTest testcase for virtio-mem and the memslots that it maps
  *
  * The tests play the guest's driver. After every step, what QEMU shows of the
- * device - its configuration space, "info mtree -f", "info mtree" and, where
- * there is a trace log, each single memslot that was mapped or unmapped - has
- * to be exactly what a model of the device says.
+ * device - its configuration space, "info mtree -f", "info mtree", the counts
+ * of "query-memslots" and, where there is a trace log, each single memslot that
+ * was mapped or unmapped - has to be exactly what a model of the device says.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -14,6 +14,7 @@
 #include "qemu/units.h"
 #include "qemu/bswap.h"
 #include "libqtest.h"
+#include "libqos/libqos-arm-virt.h"
 #include "libqos/libqos-pc.h"
 #include "libqos/virtio-mem.h"
 #include "qapi/qmp/qdict.h"
@@ -30,10 +31,56 @@
 /* A request can't name more blocks, see struct virtio_mem_req_plug. */
 #define MAX_REQUEST_BLOCKS UINT16_MAX
 
-/* What the device adds to the requested size to get the usable region. */
-#define USABLE_EXTENT (256 * MiB)
-
 #define MIGRATION_TIMEOUT_US (30 * 1000 * 1000)
+
+/* ---- What differs from one architecture to the next ---- */
+
+typedef struct Arch {
+    const char *name;
+    /* unless a test asks for another one */
+    const char *machine;
+    const char *cpu;
+    /* for device memory of 1 TiB */
+    const char *large_cpu;
+    QOSState *(*vboot)(const char *fmt, va_list ap);
+    /* what the device adds to the requested size to get the usable region */
+    uint64_t usable_extent;
+    /* whether there are guests that may read unplugged memory */
+    bool has_legacy_guests;
+    /* whether devices can be added to the root bus of the default machine */
+    bool has_hotplug;
+    /*
+     * at most so much of what migrates is neither boot nor device memory:
+     * firmware, flash, video memory and the like, and what is sent twice
+     */
+    uint64_t other_ram;
+} Arch;
+
+static const Arch archs[] = {
+    {
+        .name = "x86_64",
+        .machine = "pc",
+        .cpu = "",
+        /* The default of 40 is not enough for 1 TiB. */
+        .large_cpu = "-cpu qemu64,phys-bits=42",
+        .vboot = qtest_pc_vboot,
+        .usable_extent = 256 * MiB,
+        .has_legacy_guests = true,
+        .has_hotplug = true,
+        .other_ram = 64 * MiB,
+    }, {
+        .name = "aarch64",
+        .machine = "virt",
+        .cpu = "-cpu max",
+        .large_cpu = "-cpu max",
+        .vboot = qtest_arm_virt_vboot,
+        .usable_extent = 1 * GiB,
+        .other_ram = 192 * MiB,
+    },
+};
+
+/* The one that is tested */
+static const Arch *arch;
 
 /* ---- The model of a device ---- */
 
@@ -71,7 +118,7 @@ static uint64_t model_plugged_size(const Model *model)
 
 static uint64_t model_wanted_usable_size(const Model *model)
 {
-    uint64_t size = model->requested_size + USABLE_EXTENT;
+    uint64_t size = model->requested_size + arch->usable_extent;
 
     if (!model->requested_size) {
         return 0;
@@ -250,6 +297,7 @@ typedef struct TestVM {
     QOSState *qs;
     QTestState *qts;
     bool kvm;
+    const char *machine;
     char *tmpdir;
     char *hmp_path;
     int hmp_fd;
@@ -265,6 +313,8 @@ typedef struct TestVM {
 
 typedef struct TestCase {
     bool kvm;
+    /* as for -machine; NULL for the default */
+    const char *machine;
     void (*fn)(const struct TestCase *test);
     DeviceConfig config;
 } TestCase;
@@ -651,6 +701,23 @@ static void check_config(TestVM *vm, Device *dev)
                     model_plugged_size(model));
 }
 
+/* All memslots are promised, those that are mapped are used. */
+static void check_account(TestVM *vm)
+{
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-memslots' }");
+    const QDict *shown = qdict_get_qdict(rsp, "return");
+    unsigned int i, required = 0, used = 0;
+
+    for (i = 0; i < vm->nb_devices; i++) {
+        required += model_nb_memslots(&vm->devices[i].model);
+        used += model_nb_mapped(&vm->devices[i].model);
+    }
+    g_assert_cmpint(qdict_get_int(shown, "required"), ==, required);
+    g_assert_cmpint(qdict_get_int(shown, "used"), ==, used);
+    g_assert_cmpint(qdict_get_int(shown, "reserved"), ==, required - used);
+    qobject_unref(rsp);
+}
+
 /* Returns how many flat views were made since the last call. */
 static unsigned int vm_check(TestVM *vm)
 {
@@ -661,6 +728,7 @@ static unsigned int vm_check(TestVM *vm)
         check_config(vm, &vm->devices[i]);
         check_regions(vm, &vm->devices[i]);
     }
+    check_account(vm);
     return nb_flatviews;
 }
 
@@ -819,7 +887,8 @@ static char *device_args(unsigned int i, const DeviceConfig *config)
     if (config->multiple_memslots) {
         g_string_append(args, ",multiple-memslots=on");
     }
-    if (config->unplugged_inaccessible) {
+    /* Where there never was another way, there is nothing to choose. */
+    if (config->unplugged_inaccessible && arch->has_legacy_guests) {
         g_string_append_printf(args, ",unplugged-inaccessible=%s",
                                config->unplugged_inaccessible);
     }
@@ -874,13 +943,13 @@ static bool vm_kvm_enabled(TestVM *vm)
     return enabled;
 }
 
-static QOSState *G_GNUC_PRINTF(1, 2) boot_pc(const char *fmt, ...)
+static QOSState *G_GNUC_PRINTF(1, 2) boot(const char *fmt, ...)
 {
     QOSState *qs;
     va_list ap;
 
     va_start(ap, fmt);
-    qs = qtest_pc_vboot(fmt, ap);
+    qs = arch->vboot(fmt, ap);
     va_end(ap);
     return qs;
 }
@@ -905,11 +974,12 @@ static void remove_dir_on_abort(void *path)
     remove_dir(path);
 }
 
-static TestVM *vm_new(bool kvm)
+static TestVM *vm_new(const TestCase *test)
 {
     TestVM *vm = g_new0(TestVM, 1);
 
-    vm->kvm = kvm;
+    vm->kvm = test->kvm;
+    vm->machine = test->machine ?: arch->machine;
     vm->tmpdir = create_tmpdir();
     vm->hmp_path = g_build_filename(vm->tmpdir, "hmp", NULL);
     vm->log_path = g_build_filename(vm->tmpdir, "log", NULL);
@@ -936,19 +1006,18 @@ static void vm_skip_changes(TestVM *vm)
  */
 static void vm_boot(TestVM *vm, uint64_t device_memory_size, const char *args)
 {
-    vm->qs = boot_pc("-S -nodefaults -machine pc %s"
-                     " -chardev socket,id=hmp,path=%s,server=on,wait=off"
-                     " -mon chardev=hmp,mode=readline"
-                     " -D %s -trace flatview_new"
-                     " -trace memslot_set_map -trace memslot_set_unmap %s"
-                     " %s -m %" PRIu64 "B,maxmem=%" PRIu64 "B %s",
-                     vm->kvm ? "-accel kvm" : "", vm->hmp_path, vm->log_path,
-                     vm->kvm ? "-trace kvm_set_user_memory" : "",
-                     /* The default of 40 is not enough for 1 TiB. */
-                     device_memory_size >= 1 * TiB ?
-                     "-cpu qemu64,phys-bits=42" : "",
-                     (uint64_t)BOOT_RAM_SIZE,
-                     BOOT_RAM_SIZE + device_memory_size, args);
+    vm->qs = boot("-S -nodefaults -machine %s %s %s"
+                  " -chardev socket,id=hmp,path=%s,server=on,wait=off"
+                  " -mon chardev=hmp,mode=readline"
+                  " -D %s -trace flatview_new"
+                  " -trace memslot_set_map -trace memslot_set_unmap %s"
+                  " -m %" PRIu64 "B,maxmem=%" PRIu64 "B %s",
+                  vm->machine, vm->kvm ? "-accel kvm" : "",
+                  device_memory_size >= 1 * TiB ? arch->large_cpu : arch->cpu,
+                  vm->hmp_path, vm->log_path,
+                  vm->kvm ? "-trace kvm_set_user_memory" : "",
+                  (uint64_t)BOOT_RAM_SIZE,
+                  BOOT_RAM_SIZE + device_memory_size, args);
     vm->qts = vm->qs->qts;
     g_assert_cmpint(vm_kvm_enabled(vm), ==, vm->kvm);
 
@@ -967,7 +1036,7 @@ static TestVM *vm_start_with(const TestCase *test, const DeviceConfig *configs,
                              unsigned int nb_devices, const char *extra_args)
 {
     g_autoptr(GString) args = g_string_new(extra_args);
-    TestVM *vm = vm_new(test->kvm);
+    TestVM *vm = vm_new(test);
     uint64_t size = 0;
     unsigned int i;
 
@@ -1264,22 +1333,25 @@ static void test_usable_region(const TestCase *test)
     Model *model = vm_model(vm, 0);
     const uint64_t block = model->block_size;
     const bool follows = model->memslot_size && !model->unplugged_inaccessible;
+    /* The first memslot that the usable region of one block does not touch */
+    const uint64_t memslot = arch->usable_extent / GiB + 1;
+    const uint64_t offset = memslot * GiB;
 
     request_size(vm, 0, block);
     if (follows) {
-        g_assert_cmpuint(model_nb_mapped(model), ==, 1);
+        g_assert_cmpuint(model_nb_mapped(model), ==, memslot);
     }
-    /* The last size for which the first memslot is enough, and one more */
-    request_size(vm, 0, 1 * GiB - USABLE_EXTENT);
-    g_assert_cmphex(model->usable_size, ==, 1 * GiB);
+    /* The last size for which that many memslots are enough, and one more */
+    request_size(vm, 0, offset - arch->usable_extent);
+    g_assert_cmphex(model->usable_size, ==, offset);
     if (follows) {
-        g_assert_cmpuint(model_nb_mapped(model), ==, 1);
+        g_assert_cmpuint(model_nb_mapped(model), ==, memslot);
     }
-    request_size(vm, 0, 1 * GiB - USABLE_EXTENT + block);
+    request_size(vm, 0, offset - arch->usable_extent + block);
     if (follows) {
-        g_assert_cmpuint(model_nb_mapped(model), ==, 2);
+        g_assert_cmpuint(model_nb_mapped(model), ==, memslot + 1);
     }
-    assert_ack(plug_at(vm, 0, model->addr + 1 * GiB, 1));
+    assert_ack(plug_at(vm, 0, model->addr + offset, 1));
 
     request_size(vm, 0, model->region_size);
     g_assert_cmphex(model->usable_size, ==, model->region_size);
@@ -1291,12 +1363,12 @@ static void test_usable_region(const TestCase *test)
     request_bad_size(vm, 0, model->region_size + block);
 
     request_size(vm, 0, block);
-    assert_ack(unplug_at(vm, 0, model->addr + 1 * GiB, 1));
+    assert_ack(unplug_at(vm, 0, model->addr + offset, 1));
     g_assert_cmphex(model->usable_size, ==, model->region_size);
     assert_ack(unplug_all(vm, 0));
-    g_assert_cmphex(model->usable_size, <, 1 * GiB);
+    g_assert_cmphex(model->usable_size, <, offset);
     if (follows) {
-        g_assert_cmpuint(model_nb_mapped(model), ==, 1);
+        g_assert_cmpuint(model_nb_mapped(model), ==, memslot);
     }
 
     request_size(vm, 0, 0);
@@ -1327,7 +1399,7 @@ static void test_reset(const TestCase *test)
 
     request_size(vm, 0, model->block_size);
     system_reset(vm);
-    g_assert_cmphex(model->usable_size, <, 1 * GiB);
+    g_assert_cmphex(model->usable_size, <, 2 * GiB);
 
     request_size(vm, 0, 0);
     system_reset(vm);
@@ -1717,7 +1789,7 @@ static void test_failed_realize(const TestCase *test)
     g_autofree char *device_add = g_strdup_printf("device_add %s", device);
     g_autofree char *args = NULL;
     g_autofree char *busy = NULL;
-    TestVM *vm = vm_new(test->kvm);
+    TestVM *vm = vm_new(test);
     unsigned int i;
 
     backend = backend_args(vm->tmpdir, 0, &test->config);
@@ -1908,7 +1980,7 @@ static TestVM *boot_destination(const TestCase *test,
                                 const DeviceConfig *config,
                                 const char *extra_args)
 {
-    TestVM *vm = vm_new(test->kvm);
+    TestVM *vm = vm_new(test);
     g_autofree char *backend = backend_args(vm->tmpdir, 0, config);
     g_autofree char *device = device_args(0, config);
     g_autofree char *args = g_strdup_printf("%s -object %s -device %s"
@@ -1998,8 +2070,6 @@ static void test_migration_refused(const TestCase *test)
 
 static void check_migration_size(const TestCase *test, uint64_t plugged)
 {
-    /* Firmware, video memory and the like, and what is sent twice */
-    const uint64_t other_ram = 64 * MiB;
     TestVM *vm = vm_start(test);
     Model *model = vm_model(vm, 0);
     g_autofree char *path = g_build_filename(vm->tmpdir, "state", NULL);
@@ -2011,7 +2081,8 @@ static void check_migration_size(const TestCase *test, uint64_t plugged)
     }
     migrate_to_file(vm, path);
     g_assert_cmphex(migrated_size(vm), >=, BOOT_RAM_SIZE + plugged);
-    g_assert_cmphex(migrated_size(vm), <, BOOT_RAM_SIZE + plugged + other_ram);
+    g_assert_cmphex(migrated_size(vm), <,
+                    BOOT_RAM_SIZE + plugged + arch->other_ram);
     vm_stop(vm);
 }
 
@@ -2063,7 +2134,7 @@ typedef struct KernelMemory {
 static KernelMemory measure_kernel_memory(const TestCase *test,
                                           const DeviceConfig *config)
 {
-    TestVM *vm = vm_new(test->kvm);
+    TestVM *vm = vm_new(test);
     g_autofree char *backend = backend_args(vm->tmpdir, 0, config);
     g_autofree char *device = device_args(0, config);
     g_autofree char *device_add = g_strdup_printf("device_add %s", device);
@@ -2215,11 +2286,21 @@ static const NamedConfig more_configs[] = {
     { "blocks-of-64m",
       { RAM, MULTIPLE(4 * GiB, 1 * GiB), INACCESSIBLE,
         .block_size = 64 * MiB } },
+    /* The default on ARM with pages of 16 KiB and 64 KiB */
+    { "blocks-of-32m",
+      { RAM, MULTIPLE(2 * GiB + 32 * MiB, 1 * GiB), INACCESSIBLE,
+        .block_size = 32 * MiB } },
+    { "blocks-of-512m",
+      { RAM, MULTIPLE(5 * GiB + 512 * MiB, 1 * GiB), INACCESSIBLE,
+        .block_size = 512 * MiB } },
     { "blocks-of-1g-inaccessible",
       { RAM, MULTIPLE(4 * GiB, 1 * GiB), INACCESSIBLE,
         .block_size = 1 * GiB } },
     { "blocks-of-1g-accessible",
       { RAM, MULTIPLE(4 * GiB, 1 * GiB), ACCESSIBLE, .block_size = 1 * GiB } },
+    { "blocks-of-2g",
+      { RAM, MULTIPLE(6 * GiB, 2 * GiB), INACCESSIBLE,
+        .block_size = 2 * GiB } },
     /* As many memslots as devices may have in all, hence larger ones */
     { "large-inaccessible",
       { RAM_SPARSE, MULTIPLE(1 * TiB, 4 * GiB), INACCESSIBLE } },
@@ -2243,6 +2324,7 @@ typedef struct TestGroup {
     const NamedConfig *configs;
     unsigned int nb_configs;
     bool kvm_only;
+    bool needs_hotplug;
 } TestGroup;
 
 #define WITH(array) .configs = array, .nb_configs = ARRAY_SIZE(array)
@@ -2268,9 +2350,70 @@ static const TestGroup test_groups[] = {
     { "migration", test_migration, WITH(basic_configs) },
     { "migration-refused", test_migration_refused, WITH(basic_configs) },
     { "migration-size", test_migration_size, WITH(basic_configs) },
-    { "failed-realize", test_failed_realize, WITH(basic_configs) },
+    { "failed-realize", test_failed_realize, WITH(basic_configs),
+      .needs_hotplug = true },
     { "kernel-memory", test_kernel_memory, WITH(kernel_memory_configs),
-      .kvm_only = true },
+      .kvm_only = true, .needs_hotplug = true },
+};
+
+/* What is the default depends on the machine type. */
+static const NamedConfig new_machine_configs[] = {
+    { "ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
+    { "memfd",
+      { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
+    { "single-ram", { RAM, SINGLE(4 * GiB), AUTO_ACCESSIBLE } },
+    { "single-memfd", { MEMFD, SINGLE(4 * GiB), AUTO_INACCESSIBLE } },
+};
+
+/* Up to version 6.2, unplugged-inaccessible is off unless asked for. */
+static const NamedConfig old_machine_configs[] = {
+    { "ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
+    { "memfd",
+      { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
+    { "single-memfd", { MEMFD, SINGLE(4 * GiB), AUTO_ACCESSIBLE } },
+    { "auto-ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB),
+                    .unplugged_inaccessible = "auto" } },
+    { "auto-memfd", { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE,
+                      .unplugged_inaccessible = "auto" } },
+};
+
+static const NamedConfig arm_machine_configs[] = {
+    { "ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
+    { "memfd",
+      { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
+};
+
+/*
+ * Other machine types, each with the tests in which a device meets its machine:
+ * where it is mapped, how it is reset and migrated, what the guest gets to see.
+ */
+static const TestGroup machine_groups[] = {
+    { "features", test_features, WITH(basic_configs) },
+    { "lifecycle", test_lifecycle, WITH(basic_configs) },
+    { "usable-region", test_usable_region, WITH(basic_configs) },
+    { "reset", test_reset, WITH(basic_configs) },
+    { "contents", test_contents, WITH(basic_configs) },
+    { "migration", test_migration, WITH(basic_configs) },
+};
+
+typedef struct MachineType {
+    const char *arch;
+    /* as for -machine */
+    const char *name;
+    /* devices that have defaults of this machine type */
+    const NamedConfig *configs;
+    unsigned int nb_configs;
+} MachineType;
+
+static const MachineType machine_types[] = {
+    { "x86_64", "pc-i440fx-6.2", WITH(old_machine_configs) },
+    { "x86_64", "pc-i440fx-7.2", WITH(new_machine_configs) },
+    { "x86_64", "pc-q35-6.2", WITH(old_machine_configs) },
+    { "x86_64", "pc-q35-7.2", WITH(new_machine_configs) },
+    { "aarch64", "virt-6.2", WITH(arm_machine_configs) },
+    { "aarch64", "virt-7.2", WITH(arm_machine_configs) },
+    /* with an address space of its own for secure memory */
+    { "aarch64", "virt,secure=on", WITH(arm_machine_configs) },
 };
 
 static void run_test(const void *data)
@@ -2280,30 +2423,80 @@ static void run_test(const void *data)
     test->fn(test);
 }
 
-static void add_tests(bool kvm)
+/* With the machine type NULL for the default one */
+static void add_group(bool kvm, const char *prefix, const char *machine,
+                      const TestGroup *group)
 {
-    unsigned int i, j;
+    unsigned int i;
 
-    for (i = 0; i < ARRAY_SIZE(test_groups); i++) {
-        const TestGroup *group = &test_groups[i];
+    if ((group->kvm_only && !kvm) ||
+        (group->needs_hotplug && !arch->has_hotplug)) {
+        return;
+    }
+    for (i = 0; i < group->nb_configs; i++) {
+        const NamedConfig *named = &group->configs[i];
+        g_autofree char *path =
+            g_strdup_printf("virtio-mem/%s/%s%s/%s", kvm ? "kvm" : "qtest",
+                            prefix, group->name, named->name);
+        TestCase *test;
 
-        if (group->kvm_only && !kvm) {
+        if (!named->config.expect_inaccessible && !arch->has_legacy_guests) {
             continue;
         }
-        for (j = 0; j < group->nb_configs; j++) {
-            g_autofree char *path =
-                g_strdup_printf("virtio-mem/%s/%s/%s", kvm ? "kvm" : "qtest",
-                                group->name, group->configs[j].name);
-            TestCase *test = g_new(TestCase, 1);
+        test = g_new(TestCase, 1);
+        *test = (TestCase) {
+            .kvm = kvm,
+            .machine = machine,
+            .fn = group->fn,
+            .config = named->config,
+        };
+        qtest_add_data_func_full(path, test, run_test, g_free);
+    }
+}
 
-            *test = (TestCase) {
-                .kvm = kvm,
-                .fn = group->fn,
-                .config = group->configs[j].config,
-            };
-            qtest_add_data_func_full(path, test, run_test, g_free);
+static void add_machine_type(bool kvm, const MachineType *type)
+{
+    g_autofree char *prefix = g_strdup_printf("machines/%s/", type->name);
+    const TestGroup default_groups[] = {
+        { "features-default", test_features,
+          .configs = type->configs, .nb_configs = type->nb_configs },
+        { "lifecycle-default", test_lifecycle,
+          .configs = type->configs, .nb_configs = type->nb_configs },
+    };
+    unsigned int i;
+
+    for (i = 0; i < ARRAY_SIZE(machine_groups); i++) {
+        add_group(kvm, prefix, type->name, &machine_groups[i]);
+    }
+    for (i = 0; i < ARRAY_SIZE(default_groups); i++) {
+        add_group(kvm, prefix, type->name, &default_groups[i]);
+    }
+}
+
+static void add_tests(bool kvm)
+{
+    unsigned int i;
+
+    for (i = 0; i < ARRAY_SIZE(test_groups); i++) {
+        add_group(kvm, "", NULL, &test_groups[i]);
+    }
+    for (i = 0; i < ARRAY_SIZE(machine_types); i++) {
+        if (g_str_equal(machine_types[i].arch, arch->name)) {
+            add_machine_type(kvm, &machine_types[i]);
         }
     }
+}
+
+static const Arch *find_arch(const char *name)
+{
+    unsigned int i;
+
+    for (i = 0; i < ARRAY_SIZE(archs); i++) {
+        if (g_str_equal(archs[i].name, name)) {
+            return &archs[i];
+        }
+    }
+    g_assert_not_reached();
 }
 
 static bool kvm_is_usable(void)
@@ -2325,6 +2518,7 @@ static void skip_kvm(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    arch = find_arch(qtest_get_arch());
 
     add_tests(false);
     if (kvm_is_usable()) {
