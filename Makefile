@@ -9,6 +9,11 @@ demo: all
 check: build/build.ninja
 	@scripts/check build
 
+# Another build of the same source, so that build/ stays as it is
+check-aarch64:
+	./configure --build-dir=build-aarch64 --target-list=aarch64-softmmu
+	@scripts/check build-aarch64 --suite=qtest
+
 series: build/build.ninja
 	scripts/series/format
 
@@ -23,10 +28,10 @@ clean:
 
 distclean:
 	test ! -d build/qemu || scripts/series/graft --check
-	rm -rf build
+	rm -rf build build-aarch64
 
 # The directories of tests change when a test comes or goes.
 build/build.ninja: configure meson.build meson_options.txt $(wildcard patches/* tests/*)
 	./configure --again
 
-.PHONY: all demo check series series-build install clean distclean
+.PHONY: all demo check check-aarch64 series series-build install clean distclean

@@ -29,15 +29,16 @@ src=$(cd "$(dirname "$0")" && pwd)
 {
     printf 'rule copy\n command = mkdir -p $$(dirname $out) && '
     printf 'cp $in $out && chmod +x $out\n'
-    for program in storage-daemon/qemu-storage-daemon qemu-system-x86_64; do
+    for program in storage-daemon/qemu-storage-daemon qemu-system-x86_64 \
+            qemu-system-aarch64; do
         echo "build $program: copy $src/VERSION"
     done
     echo "build qemu-img: copy $src/hw/mem/core.c"
     # Meson's can be asked to bring itself up to date.
     echo "build build.ninja: phony"
-    for test in "$src"/tests/unit/test-*.c; do
-        [ ! -e "$test" ] ||
-            echo "build tests/unit/$(basename "$test" .c): copy $test"
+    for test in "$src"/tests/unit/test-*.c "$src"/tests/qtest/*-test.c; do
+        name=${test#"$src/"}
+        [ ! -e "$test" ] || echo "build ${name%.c}: copy $test"
     done
 } > build.ninja
 """

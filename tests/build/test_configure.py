@@ -57,7 +57,7 @@ class Configure(SandboxTest):
         text = self.succeed("./configure", "--help")
         for option in ("--qemu-src", "--target-list", "--prefix", "--cc",
                        "--enable-debug", "--enable-sanitizers",
-                       "--install-deps", "--again"):
+                       "--build-dir", "--install-deps", "--again"):
             self.assertIn(option, text)
 
     def test_options_reach_qemu_and_are_remembered(self) -> None:
@@ -174,6 +174,38 @@ class Configure(SandboxTest):
         self.assertEqual(
             os.readlink(self.root / "build" / "qemu-system-x86_64"),
             "qemu-build/qemu-system-x86_64")
+
+
+class AnotherBuild(SandboxTest):
+    """A build beside build/, of the same source."""
+
+    def test_shares_the_source_and_nothing_else(self) -> None:
+        self.configure()
+        other = self.root / "build-other"
+        self.succeed("./configure", "--build-dir=build-other",
+                     "--enable-debug")
+        self.assertEqual((other / "qemu").resolve(), self.qemu)
+        for build, count in ((self.build, 0), (other, 1)):
+            options = (build / "qemu-configure-arguments").read_text()
+            self.assertEqual(options.count("--enable-debug"), count)
+        write(self.qemu / "VERSION", "7.2.1234\n")
+        self.succeed("ninja", "-C", "build-other")
+        self.assertEqual((other / "qemu-system-x86_64").read_text(),
+                         "7.2.1234\n")
+        self.assertFalse((self.build / "qemu-system-x86_64").exists())
+
+    def test_gets_the_source_if_it_is_the_first(self) -> None:
+        self.configure("--build-dir=build-other")
+        self.succeed("ninja", "-C", "build-other")
+        self.assertFalse((self.build / "build.ninja").exists())
+        self.configure()
+        self.succeed("ninja", "-C", "build")
+
+    def test_is_removed_with_build(self) -> None:
+        self.configure()
+        self.succeed("./configure", "--build-dir=build-aarch64")
+        self.succeed("make", "distclean")
+        self.assertFalse((self.root / "build-aarch64").exists())
 
 
 class Apt(SandboxTest):

@@ -120,3 +120,50 @@ class Check(SandboxTest):
         out = self.succeed("make", "check")
         self.assertEqual(out.splitlines()[-1],
                          "2 passed, 0 failed, 1 skipped")
+
+
+class Qtests(SandboxTest):
+    """Qtests that are shell scripts and tell what they run with."""
+
+    X86 = ["only-test: qemu-system-x86_64",
+           "virtio-mem-test: qemu-system-x86_64"]
+    AARCH64 = ["virtio-mem-test-aarch64: qemu-system-aarch64"]
+
+    def setUp(self) -> None:
+        super().setUp()
+        tests = [f"tests/qtest/{name}.c"
+                 for name in ("virtio-mem-test", "only-test")]
+        for test in tests:
+            write(self.root / test,
+                  "#!/bin/sh\necho 1..1\n"
+                  "echo ok 1 ${QTEST_QEMU_BINARY##*/} '# SKIP as it is'\n")
+        write(self.root / "patches" / "0001-mem-first.patch",
+              mail("mem: first", diff_of_line(10, "first"),
+                   ("hw/mem/new.c", *tests)))
+
+    def check(self, target: str) -> list[str]:
+        """Programs and emulators of all qtests that ran."""
+        out = self.run_here("make", target).stdout
+        return sorted(line[len("skipped: "):-len(": as it is")]
+                      for line in out.splitlines()
+                      if line.startswith("skipped: "))
+
+    def test_one_emulator(self) -> None:
+        self.configure()
+        self.assertEqual(self.check("check"), self.X86)
+
+    def test_two_emulators(self) -> None:
+        self.configure("--target-list=x86_64-softmmu,aarch64-softmmu")
+        self.assertEqual(self.check("check"),
+                         sorted(self.X86 + self.AARCH64))
+
+    def test_another_emulator(self) -> None:
+        self.configure("--target-list=aarch64-softmmu")
+        self.assertEqual(self.check("check"), self.AARCH64)
+        self.assertFalse((self.build / "qemu-build/tests/qtest/only-test")
+                         .exists())
+
+    def test_check_aarch64(self) -> None:
+        self.configure()
+        self.assertEqual(self.check("check-aarch64"), self.AARCH64)
+        self.assertFalse((self.build / "qemu-build/tests").exists())

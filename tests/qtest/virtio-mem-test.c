@@ -43,7 +43,7 @@ typedef struct Arch {
     /* for device memory of 1 TiB */
     const char *large_cpu;
     QOSState *(*vboot)(const char *fmt, va_list ap);
-    /* what the device adds to the requested size to get the usable region */
+    /* see Model */
     uint64_t usable_extent;
     /* whether there are guests that may read unplugged memory */
     bool has_legacy_guests;
@@ -96,6 +96,8 @@ typedef struct Model {
     uint64_t addr;
     uint64_t region_size;
     uint64_t block_size;
+    /* what the device adds to the requested size to get the usable region */
+    uint64_t usable_extent;
     /* size of all memslots but the last one; 0 without multiple-memslots */
     uint64_t memslot_size;
     bool unplugged_inaccessible;
@@ -118,7 +120,7 @@ static uint64_t model_plugged_size(const Model *model)
 
 static uint64_t model_wanted_usable_size(const Model *model)
 {
-    uint64_t size = model->requested_size + arch->usable_extent;
+    uint64_t size = model->requested_size + model->usable_extent;
 
     if (!model->requested_size) {
         return 0;
@@ -920,6 +922,7 @@ static void device_init(TestVM *vm, unsigned int i, const DeviceConfig *config)
         .addr = shown.addr,
         .region_size = config->size,
         .block_size = config->block_size ?: shown.block_size,
+        .usable_extent = arch->usable_extent,
         .memslot_size = config->multiple_memslots ? config->memslot_size : 0,
         .unplugged_inaccessible = config->expect_inaccessible,
         .plugged = g_new0(bool, config->size / shown.block_size),
@@ -1334,7 +1337,7 @@ static void test_usable_region(const TestCase *test)
     const uint64_t block = model->block_size;
     const bool follows = model->memslot_size && !model->unplugged_inaccessible;
     /* The first memslot that the usable region of one block does not touch */
-    const uint64_t memslot = arch->usable_extent / GiB + 1;
+    const uint64_t memslot = model->usable_extent / GiB + 1;
     const uint64_t offset = memslot * GiB;
 
     request_size(vm, 0, block);
@@ -1342,12 +1345,12 @@ static void test_usable_region(const TestCase *test)
         g_assert_cmpuint(model_nb_mapped(model), ==, memslot);
     }
     /* The last size for which that many memslots are enough, and one more */
-    request_size(vm, 0, offset - arch->usable_extent);
+    request_size(vm, 0, offset - model->usable_extent);
     g_assert_cmphex(model->usable_size, ==, offset);
     if (follows) {
         g_assert_cmpuint(model_nb_mapped(model), ==, memslot);
     }
-    request_size(vm, 0, offset - arch->usable_extent + block);
+    request_size(vm, 0, offset - model->usable_extent + block);
     if (follows) {
         g_assert_cmpuint(model_nb_mapped(model), ==, memslot + 1);
     }
