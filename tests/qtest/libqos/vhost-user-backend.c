@@ -70,6 +70,11 @@ struct QVhostUserBackend {
     char *error;
 };
 
+/* To clang, a variable that there only is a cleanup for would be unused. */
+#define LOCK_GUARD(backend)                                                \
+    G_GNUC_UNUSED g_autoptr(GMutexLocker) locker =                         \
+        g_mutex_locker_new(&(backend)->lock)
+
 /* A message and the files that came with it, which are closed in the end */
 typedef struct Request {
     VhostUserMsg msg;
@@ -512,7 +517,7 @@ static bool is_readable(int fd)
 static gboolean conn_ready(gint fd, GIOCondition condition, gpointer opaque)
 {
     QVhostUserBackend *backend = opaque;
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     if (g_main_current_source() == backend->conn_source) {
         serve(backend);
@@ -523,7 +528,7 @@ static gboolean conn_ready(gint fd, GIOCondition condition, gpointer opaque)
 static gboolean listen_ready(gint fd, GIOCondition condition, gpointer opaque)
 {
     QVhostUserBackend *backend = opaque;
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
     int conn_fd;
 
     if (g_main_current_source() != backend->listen_source) {
@@ -559,7 +564,7 @@ static gpointer run_loop(gpointer loop)
 
 void qvhost_user_backend_open(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
 
     g_assert_null(backend->listen_source);
@@ -578,7 +583,7 @@ void qvhost_user_backend_open(QVhostUserBackend *backend)
 
 void qvhost_user_backend_close(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     if (backend->listen_source) {
         unlink(backend->path);
@@ -655,14 +660,14 @@ qvhost_user_backend_max_regions(const QVhostUserBackend *backend)
 
 bool qvhost_user_backend_started(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     return backend->started;
 }
 
 unsigned int qvhost_user_backend_nr_regions(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     return backend->regions->len;
 }
@@ -677,7 +682,7 @@ static gint compare_regions(gconstpointer a, gconstpointer b)
 
 GArray *qvhost_user_backend_regions(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
     GArray *regions = g_array_new(false, false, sizeof(QVhostUserRegion));
     unsigned int i;
 
@@ -698,7 +703,7 @@ GArray *qvhost_user_backend_regions(QVhostUserBackend *backend)
 void *qvhost_user_backend_memory(QVhostUserBackend *backend, uint64_t addr,
                                  uint64_t size)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
     unsigned int i;
 
     for (i = 0; i < backend->regions->len; i++) {
@@ -715,14 +720,14 @@ void *qvhost_user_backend_memory(QVhostUserBackend *backend, uint64_t addr,
 
 uint64_t qvhost_user_backend_log_size(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     return backend->log_size;
 }
 
 bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
     const uint64_t page = addr / LOG_PAGE_SIZE;
 
     if (!(backend->features & (1ull << VHOST_F_LOG_ALL)) ||
@@ -737,7 +742,7 @@ bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)
 unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
                                              VhostUserRequest request)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     g_assert(request < VHOST_USER_MAX);
     return backend->nr_messages[request];
@@ -746,7 +751,7 @@ unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
 void qvhost_user_backend_wait(QVhostUserBackend *backend,
                               VhostUserRequest request, unsigned int count)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
     const gint64 end_time = g_get_monotonic_time() + WAIT_TIMEOUT_US;
 
     g_assert(request < VHOST_USER_MAX);
@@ -758,7 +763,7 @@ void qvhost_user_backend_wait(QVhostUserBackend *backend,
 
 char *qvhost_user_backend_error(QVhostUserBackend *backend)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&backend->lock);
+    LOCK_GUARD(backend);
 
     return g_strdup(backend->error);
 }
