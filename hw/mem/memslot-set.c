@@ -178,6 +178,21 @@ void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
     memory_region_transaction_commit();
 }
 
+void memslot_set_for_each_unmapped(MemslotSet *set, uint64_t offset,
+                                   uint64_t size, MemslotFunc *func,
+                                   void *opaque)
+{
+    unsigned int i, first, last;
+
+    memslot_set_find(set, offset, size, &first, &last);
+    for (i = first; i <= last; i++) {
+        if (!memory_region_is_mapped(&set->aliases[i])) {
+            func(memslot_plan_offset(set->plan, i),
+                 memslot_plan_size(set->plan, i), opaque);
+        }
+    }
+}
+
 static bool memslot_wanted_never(uint64_t offset, uint64_t size, void *opaque)
 {
     return false;

@@ -40,6 +40,15 @@ typedef struct MemslotSet MemslotSet;
 typedef bool MemslotWanted(uint64_t offset, uint64_t size, void *opaque);
 
 /**
+ * MemslotFunc: something to be done about a memslot
+ *
+ * @offset: start of the memslot, in bytes from the start of the region
+ * @size: size of the memslot in bytes
+ * @opaque: as given to memslot_set_for_each_unmapped()
+ */
+typedef void MemslotFunc(uint64_t offset, uint64_t size, void *opaque);
+
+/**
  * memslot_set_new: create a set with nothing mapped
  *
  * @owner: the object that owns the container and the aliases. Each mapped
@@ -113,6 +122,21 @@ unsigned int memslot_set_count_missing(MemslotSet *set, uint64_t offset,
  */
 void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
                       MemslotWanted *wanted, void *opaque);
+
+/**
+ * memslot_set_for_each_unmapped: visit the unmapped memslots that a range
+ * touches
+ *
+ * @set: the set
+ * @offset: start of the range, in bytes from the start of the region
+ * @size: size of the range in bytes; the range must be within the region
+ * @func: called for each memslot that the range touches and that is not mapped;
+ *     must not change any mapping
+ * @opaque: passed to @func
+ */
+void memslot_set_for_each_unmapped(MemslotSet *set, uint64_t offset,
+                                   uint64_t size, MemslotFunc *func,
+                                   void *opaque);
 
 /**
  * memslot_set_unmap_all: unmap all memslots, in one memory transaction
