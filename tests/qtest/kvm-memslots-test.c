@@ -13,6 +13,7 @@
 #include "qemu/osdep.h"
 #include "qemu/units.h"
 #include "libqtest.h"
+#include "libqos/host.h"
 #include "libqos/libqos-pc.h"
 #include "libqos/virtio-mem.h"
 #include "qapi/qmp/qdict.h"
@@ -140,15 +141,12 @@ static void check_count(TestVM *vm)
 
 /* ---- The VM ---- */
 
-static void preload_setenv(TestVM *vm, const Setup *setup)
+/* Returns what LD_PRELOAD was, for preload_end(). */
+static char *preload_begin(TestVM *vm, const Setup *setup)
 {
-    const char *others = g_getenv("LD_PRELOAD");
-    g_autofree char *preload = g_strdup_printf("%s%s%s", preload_path,
-                                               others ? ":" : "", others ?: "");
     g_autofree char *limit = g_strdup_printf("%u", setup->kvm_limit);
     g_autofree char *fail = g_strdup_printf("%u", setup->fail_from);
 
-    g_setenv("LD_PRELOAD", preload, true);
     g_setenv("KVM_PRELOAD_LOG", vm->log_path, true);
     if (setup->kvm_limit) {
         g_setenv("KVM_PRELOAD_NR_MEMSLOTS", limit, true);
@@ -157,15 +155,12 @@ static void preload_setenv(TestVM *vm, const Setup *setup)
         g_setenv("KVM_PRELOAD_FAIL", fail, true);
         g_setenv("KVM_PRELOAD_FAIL_FILE", vm->fail_path, true);
     }
+    return qhost_preload_begin(preload_path);
 }
 
-static void preload_unsetenv(const char *others)
+static void preload_end(char *others)
 {
-    if (others) {
-        g_setenv("LD_PRELOAD", others, true);
-    } else {
-        g_unsetenv("LD_PRELOAD");
-    }
+    qhost_preload_end(others);
     g_unsetenv("KVM_PRELOAD_LOG");
     g_unsetenv("KVM_PRELOAD_NR_MEMSLOTS");
     g_unsetenv("KVM_PRELOAD_FAIL");
@@ -181,21 +176,6 @@ static void set_failing(TestVM *vm, bool failing)
     }
 }
 
-static void remove_dir(const char *path)
-{
-    GDir *dir = g_dir_open(path, 0, NULL);
-    const char *name;
-
-    g_assert_nonnull(dir);
-    while ((name = g_dir_read_name(dir))) {
-        g_autofree char *file = g_build_filename(path, name, NULL);
-
-        g_assert_cmpint(unlink(file), ==, 0);
-    }
-    g_dir_close(dir);
-    g_assert_cmpint(rmdir(path), ==, 0);
-}
-
 static void clean_up_on_abort(void *opaque)
 {
     TestVM *vm = opaque;
@@ -204,7 +184,7 @@ static void clean_up_on_abort(void *opaque)
     if (g_file_get_contents(vm->stderr_path, &text, NULL, NULL)) {
         fputs(text, stderr);
     }
-    remove_dir(vm->dir);
+    qhost_remove_dir(vm->dir);
 }
 
 /* Returns what QEMU has written to stderr since the last time. */
@@ -249,9 +229,9 @@ static TestVM *vm_boot(const Setup *setup)
 {
     TestVM *vm = g_new0(TestVM, 1);
     const uint64_t size = setup->nb_memslots * MEMSLOT_SIZE;
-    g_autofree char *others = g_strdup(g_getenv("LD_PRELOAD"));
     g_autofree char *testdev = NULL;
     unsigned int as;
+    char *others;
 
     vm->dir = g_dir_make_tmp("kvm-memslots-test.XXXXXX", NULL);
     g_assert_nonnull(vm->dir);
@@ -268,7 +248,7 @@ static TestVM *vm_boot(const Setup *setup)
         g_strdup_printf("-device memslot-testdev,addr=0x%" PRIx64 ",count=%u",
                         (uint64_t)TESTDEV_ADDR, setup->nb_others) :
         g_strdup("");
-    preload_setenv(vm, setup);
+    others = preload_begin(vm, setup);
     vm->qs = boot_pc("-accel kvm -S -nodefaults -machine pc"
                      " -m %" PRIu64 "B,maxmem=%" PRIu64 "B"
                      " -object memory-backend-ram,id=mem0,reserve=off,"
@@ -279,7 +259,7 @@ static TestVM *vm_boot(const Setup *setup)
                      size, testdev,
                      setup->unplugged_inaccessible ? "on" : "off",
                      setup->extra_args ?: "", vm->stderr_path);
-    preload_unsetenv(others);
+    preload_end(others);
     vm->qts = vm->qs->qts;
 
     vm->log = fopen(vm->log_path, "r");
@@ -308,7 +288,7 @@ static void vm_stop(TestVM *vm)
     qtest_shutdown(vm->qs);
     fclose(vm->log);
     qtest_remove_abrt_handler(vm);
-    remove_dir(vm->dir);
+    qhost_remove_dir(vm->dir);
     for (as = 0; as < MAX_KVM_AS; as++) {
         g_hash_table_unref(vm->added[as]);
     }
@@ -635,6 +615,9 @@ static void test_plug_refused(const void *opaque)
     assert_ack(plug(vm, block, block));
     assert_ack(unplug(vm, 0, block));
     check_device(vm, 0x01, block);
+    /* It is no reason to warn again: the guest could fill the log. */
+    assert_busy(plug(vm, 2 * MEMSLOT_SIZE, block));
+    check_nb_warnings(vm, 0);
 
     set_failing(vm, false);
     assert_ack(plug(vm, 2 * MEMSLOT_SIZE, block));
@@ -849,44 +832,23 @@ static void skip(const void *reason)
     g_test_skip(reason);
 }
 
-static const char *reason_to_skip(void)
-{
-    const int fd = open("/dev/kvm", O_RDWR);
-
-    if (fd < 0) {
-        return "/dev/kvm can't be opened";
-    }
-    close(fd);
-    if (!qtest_has_accel("kvm")) {
-        return "KVM is not built in";
-    }
-    if (!preload_path || access(preload_path, R_OK) < 0) {
-        return "kvm-preload.so is not next to this program";
-    }
-    return NULL;
-}
-
-/* It is built along with the tests. */
-static char *find_preload(void)
-{
-    g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
-    g_autofree char *dir = self ? g_path_get_dirname(self) : NULL;
-
-    return dir ? g_build_filename(dir, "kvm-preload.so", NULL) : NULL;
-}
-
 int main(int argc, char **argv)
 {
     const char *reason;
     int ret;
 
     g_test_init(&argc, &argv, NULL);
-    preload_path = find_preload();
+    preload_path = qhost_find_module("kvm-preload.so");
 
-    reason = reason_to_skip();
+    reason = qhost_why_no_kvm();
+    if (!reason && !preload_path) {
+        reason = "kvm-preload.so is not next to this program";
+    }
     if (reason) {
         qtest_add_data_func("kvm-memslots", reason, skip);
-        return g_test_run();
+        ret = g_test_run();
+        g_free(preload_path);
+        return ret;
     }
 
     qtest_add_data_func("kvm-memslots/count/own-limit", &count_setups[0],

@@ -18,6 +18,7 @@
 #include "qemu/osdep.h"
 #include "qemu/units.h"
 #include "libqtest.h"
+#include "libqos/host.h"
 #include "libqos/libqos-pc.h"
 #include "libqos/monitor.h"
 #include "libqos/vhost-user-backend.h"
@@ -806,21 +807,6 @@ static const char *on_off(bool on)
     return on ? "on" : "off";
 }
 
-static void remove_dir(const char *path)
-{
-    GDir *dir = g_dir_open(path, 0, NULL);
-    const char *name;
-
-    g_assert_nonnull(dir);
-    while ((name = g_dir_read_name(dir))) {
-        g_autofree char *file = g_build_filename(path, name, NULL);
-
-        g_assert_cmpint(unlink(file), ==, 0);
-    }
-    g_dir_close(dir);
-    g_assert_cmpint(rmdir(path), ==, 0);
-}
-
 /* Show what QEMU had to say, if it might have to do with the failure. */
 static void clean_up_on_abort(void *path)
 {
@@ -830,7 +816,7 @@ static void clean_up_on_abort(void *path)
     if (g_file_get_contents(stderr_path, &text, NULL, NULL)) {
         fputs(text, stderr);
     }
-    remove_dir(path);
+    qhost_remove_dir(path);
 }
 
 /*
@@ -929,40 +915,22 @@ static void vm_measure(TestVM *vm)
     qobject_unref(rsp);
 }
 
-/* Returns what LD_PRELOAD was, for preload_end(). */
-static char *preload_begin(const TestVM *vm)
-{
-    char *others = g_strdup(g_getenv("LD_PRELOAD"));
-    g_autofree char *libraries = g_strdup_printf("%s:%s", preload_path,
-                                                 others ?: "");
-    g_autofree char *limit = g_strdup_printf("%u", vm->preload_limit);
-
-    if (vm->preload_limit) {
-        g_setenv("LD_PRELOAD", libraries, true);
-        g_setenv("KVM_PRELOAD_NR_MEMSLOTS", limit, true);
-    }
-    return others;
-}
-
-static void preload_end(char *others)
-{
-    if (others) {
-        g_setenv("LD_PRELOAD", others, true);
-    } else {
-        g_unsetenv("LD_PRELOAD");
-    }
-    g_unsetenv("KVM_PRELOAD_NR_MEMSLOTS");
-    g_free(others);
-}
-
 static void vm_boot(TestVM *vm)
 {
     g_autofree char *args = vm_cmdline(vm);
     g_autofree char *path = vm_file(vm, "mon");
-    char *others = preload_begin(vm);
+    g_autofree char *limit = g_strdup_printf("%u", vm->preload_limit);
+    char *others = NULL;
 
+    if (vm->preload_limit) {
+        g_setenv("KVM_PRELOAD_NR_MEMSLOTS", limit, true);
+        others = qhost_preload_begin(preload_path);
+    }
     vm->qs = boot_pc("%s", args);
-    preload_end(others);
+    if (vm->preload_limit) {
+        qhost_preload_end(others);
+        g_unsetenv("KVM_PRELOAD_NR_MEMSLOTS");
+    }
     vm->qts = vm->qs->qts;
     vm->mon = qmonitor_new(path);
 }
@@ -1498,7 +1466,7 @@ static void vm_stop(TestVM *vm)
     g_ptr_array_unref(vm->backends);
     g_ptr_array_unref(vm->killed);
     qtest_remove_abrt_handler(vm->tmpdir);
-    remove_dir(vm->tmpdir);
+    qhost_remove_dir(vm->tmpdir);
     g_free(vm->tmpdir);
     g_string_free(vm->args, true);
     g_free(vm);
@@ -3644,57 +3612,31 @@ static void add_tests(bool kvm)
     }
 }
 
-static bool kvm_is_usable(void)
+static void skip(const void *reason)
 {
-    const int fd = open("/dev/kvm", O_RDWR);
-
-    if (fd < 0) {
-        return false;
-    }
-    close(fd);
-    return qtest_has_accel("kvm");
-}
-
-/* The library is built along with the tests; not with all C libraries. */
-static char *find_preload(void)
-{
-    g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
-    g_autofree char *dir = self ? g_path_get_dirname(self) : g_strdup(".");
-    char *path = g_build_filename(dir, "kvm-preload.so", NULL);
-
-    if (access(path, R_OK) < 0) {
-        g_free(path);
-        return NULL;
-    }
-    return path;
-}
-
-static void skip_kvm_limits(void)
-{
-    g_test_skip("kvm-preload.so is not next to this program");
-}
-
-static void skip_kvm(void)
-{
-    g_test_skip("KVM is not built in, or /dev/kvm can't be opened");
+    g_test_skip(reason);
 }
 
 int main(int argc, char **argv)
 {
+    const char *why_no_kvm;
     int ret;
 
     g_test_init(&argc, &argv, NULL);
-    preload_path = find_preload();
+    preload_path = qhost_find_module("kvm-preload.so");
 
     qtest_add_data_func("memslot-account/backend", NULL, test_library);
     add_tests(false);
-    if (kvm_is_usable()) {
+    why_no_kvm = qhost_why_no_kvm();
+    if (why_no_kvm) {
+        qtest_add_data_func("memslot-account/kvm", why_no_kvm, skip);
+    } else {
         add_tests(true);
         if (!preload_path) {
-            qtest_add_func("memslot-account/kvm/limits", skip_kvm_limits);
+            qtest_add_data_func("memslot-account/kvm/limits",
+                                "kvm-preload.so is not next to this program",
+                                skip);
         }
-    } else {
-        qtest_add_func("memslot-account/kvm", skip_kvm);
     }
     ret = g_test_run();
     g_free(preload_path);

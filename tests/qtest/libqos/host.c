@@ -1,0 +1,65 @@
+/*
+ * libqos helpers for what tests need of the host
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "../libqtest.h"
+#include "host.h"
+
+const char *qhost_why_no_kvm(void)
+{
+    const int fd = open("/dev/kvm", O_RDWR);
+
+    if (fd < 0) {
+        return "/dev/kvm can't be opened";
+    }
+    close(fd);
+    return qtest_has_accel("kvm") ? NULL : "KVM is not built in";
+}
+
+char *qhost_find_module(const char *name)
+{
+    g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
+    g_autofree char *dir = self ? g_path_get_dirname(self) : g_strdup(".");
+    g_autofree char *path = g_build_filename(dir, name, NULL);
+
+    return access(path, R_OK) == 0 ? g_steal_pointer(&path) : NULL;
+}
+
+char *qhost_preload_begin(const char *path)
+{
+    char *others = g_strdup(g_getenv("LD_PRELOAD"));
+    g_autofree char *all = g_strdup_printf("%s%s%s", path, others ? ":" : "",
+                                           others ?: "");
+
+    g_setenv("LD_PRELOAD", all, true);
+    return others;
+}
+
+void qhost_preload_end(char *others)
+{
+    if (others) {
+        g_setenv("LD_PRELOAD", others, true);
+    } else {
+        g_unsetenv("LD_PRELOAD");
+    }
+    g_free(others);
+}
+
+void qhost_remove_dir(const char *path)
+{
+    GDir *dir = g_dir_open(path, 0, NULL);
+    const char *name;
+
+    g_assert_nonnull(dir);
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *file = g_build_filename(path, name, NULL);
+
+        g_assert_cmpint(unlink(file), ==, 0);
+    }
+    g_dir_close(dir);
+    g_assert_cmpint(rmdir(path), ==, 0);
+}

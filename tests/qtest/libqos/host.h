@@ -1,0 +1,55 @@
+/*
+ * libqos helpers for what tests need of the host
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef TESTS_LIBQOS_HOST_H
+#define TESTS_LIBQOS_HOST_H
+
+/**
+ * qhost_why_no_kvm:
+ *
+ * Returns: why QEMU can't use KVM here, or NULL if it can.
+ */
+const char *qhost_why_no_kvm(void);
+
+/**
+ * qhost_find_module:
+ * @name: file name of a library that is built along with the tests
+ *
+ * Returns: the path of the library, which lies next to the test's program, or
+ * NULL if it is not there: not all C libraries allow for it. To be freed by
+ * the caller.
+ */
+char *qhost_find_module(const char *name);
+
+/**
+ * qhost_preload_begin:
+ * @path: path of a library
+ *
+ * Have programs that are started from now on load the library before all
+ * others, including those that LD_PRELOAD names already.
+ *
+ * Returns: what LD_PRELOAD was, for qhost_preload_end(); may be NULL.
+ */
+char *qhost_preload_begin(const char *path);
+
+/**
+ * qhost_preload_end:
+ * @others: what qhost_preload_begin() returned; is freed
+ *
+ * Programs that are started from now on do not load the library any more.
+ */
+void qhost_preload_end(char *others);
+
+/**
+ * qhost_remove_dir:
+ * @path: path of a directory that contains nothing but files
+ *
+ * Remove the directory and all that is in it.
+ */
+void qhost_remove_dir(const char *path);
+
+#endif
