@@ -53,10 +53,7 @@ class Machine(VirtualMachine):
         super().__init__(binary, accel, self.RAM, maxmem,
                          machine='pc,memory-backend=ram')
         firmware = self.directory / 'firmware'
-        code = bytearray(64 * 1024)
-        # At the reset vector: cli, hlt, jmp to the latter
-        code[-16:-12] = b'\xfa\xf4\xeb\xfd'
-        firmware.write_bytes(code)
+        firmware.write_bytes(self.firmware())
         socket = str(self.directory / 'qtest')
         self._qtest = QEMUQtestProtocol(socket, server=True)
         self._heap = HEAP
@@ -66,6 +63,14 @@ class Machine(VirtualMachine):
             f'memory-backend-memfd,id=ram,size={self.RAM},share=on',
             '-bios', str(firmware),
             '-qtest', f'unix:{socket}', '-qtest-log', '/dev/null')
+
+    @staticmethod
+    def firmware() -> bytes:
+        """What the vCPU runs."""
+        code = bytearray(64 * 1024)
+        # At the reset vector: cli, hlt, jmp to the latter
+        code[-16:-12] = b'\xfa\xf4\xeb\xfd'
+        return bytes(code)
 
     def _post_launch(self) -> None:
         super()._post_launch()

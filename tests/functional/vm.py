@@ -49,7 +49,7 @@ class MigrationFailure(Exception):
 
 
 def wait_until(what: str, probe: Callable[[], Optional[T]],
-               timeout: float = RESIZE_TIMEOUT) -> T:
+               timeout: float = RESIZE_TIMEOUT, pause: float = 0.1) -> T:
     """Wait until a probe gives something that is not None."""
     deadline = time.monotonic() + timeout
     while True:
@@ -58,7 +58,7 @@ def wait_until(what: str, probe: Callable[[], Optional[T]],
             return value
         if time.monotonic() > deadline:
             raise Timeout(f'{what}: not after {timeout:.0f} s')
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def exit_on_signals() -> None:

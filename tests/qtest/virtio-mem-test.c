@@ -758,6 +758,18 @@ static uint64_t qom_get_size(TestVM *vm, const char *path, const char *property)
     return size;
 }
 
+static bool qom_get_bool(TestVM *vm, const char *path, const char *property)
+{
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'qom-get', 'arguments':"
+                           " { 'path': %s, 'property': %s } }", path, property);
+    bool value;
+
+    g_assert_true(qdict_haskey(rsp, "return"));
+    value = qdict_get_bool(rsp, "return");
+    qobject_unref(rsp);
+    return value;
+}
+
 static void check_config(TestVM *vm, Device *dev)
 {
     const Model *model = &dev->model;
@@ -2516,21 +2528,49 @@ static void test_failed_realize(const TestCase *test)
 /* The listeners know of all that is plugged, and were told in order. */
 static void check_listeners(TestVM *vm)
 {
-    uint64_t plugged = 0;
+    const bool listening = qom_get_bool(vm, TESTDEV_PATH, "listening");
+    uint64_t plugged = 0, sections = 0, granularity = 0;
     unsigned int i;
 
-    for (i = 0; i < vm->nb_devices; i++) {
-        plugged += model_plugged_size(vm_model(vm, i));
+    for (i = 0; listening && i < vm->nb_devices; i++) {
+        const Model *model = vm_model(vm, i);
+
+        plugged += model_plugged_size(model);
+        sections += model_nb_mapped(model);
+        if (model_nb_mapped(model)) {
+            granularity = MIN_NON_ZERO(granularity, model->block_size);
+        }
     }
     g_assert_cmphex(qom_get_size(vm, TESTDEV_PATH, "populated"), ==, plugged);
+    /* One for each memslot, however few blocks are plugged there */
+    g_assert_cmpuint(qom_get_size(vm, TESTDEV_PATH, "sections"), ==, sections);
+    g_assert_cmphex(qom_get_size(vm, TESTDEV_PATH, "granularity"), ==,
+                    granularity);
+    /* What they get when they ask is what they were told. */
+    g_assert_true(qom_get_bool(vm, TESTDEV_PATH, "check"));
     g_assert_cmpuint(qom_get_size(vm, TESTDEV_PATH, "errors"), ==, 0);
+}
+
+/* Have the listeners go, or come back and be told what is plugged by then. */
+static void set_listening(TestVM *vm, bool listening)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': %s, 'property': 'listening',"
+                             " 'value': %i } }", TESTDEV_PATH, listening);
+    check_listeners(vm);
+}
+
+static void set_testdev(TestVM *vm, const char *property, uint64_t value)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': %s, 'property': %s,"
+                             " 'value': %" PRIu64 " } }", TESTDEV_PATH,
+                             property, value);
 }
 
 static void limit_listeners(TestVM *vm, uint64_t size)
 {
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': {"
-                             " 'path': %s, 'property': 'max-populated',"
-                             " 'value': %" PRIu64 " } }", TESTDEV_PATH, size);
+    set_testdev(vm, "max-populated", size);
 }
 
 /* Listeners refuse a request; all is as before it, memslots too. */
@@ -2548,9 +2588,9 @@ static void plug_refused(TestVM *vm, uint64_t addr, uint64_t nb_blocks)
     check_listeners(vm);
 }
 
-static void test_listeners(const TestCase *test)
+static void check_listeners_told(const TestCase *test, const char *testdev)
 {
-    TestVM *vm = vm_start_with(test, &test->config, 1, TESTDEV);
+    TestVM *vm = vm_start_with(test, &test->config, 1, testdev);
     Model *model = vm_model(vm, 0);
     const uint64_t addr = model->addr, block = model->block_size;
 
@@ -2582,6 +2622,97 @@ static void test_listeners(const TestCase *test)
     request_size(vm, 0, 0);
     assert_ack(unplug_all(vm, 0));
     check_listeners(vm);
+    vm_stop(vm);
+}
+
+static void test_listeners(const TestCase *test)
+{
+    check_listeners_told(test, TESTDEV);
+}
+
+/* They may be told to discard a section as a whole. */
+static void test_listeners_double_discard(const TestCase *test)
+{
+    check_listeners_told(test, TESTDEV ",double-discard=on");
+}
+
+/*
+ * Listeners come and go along with memslots, as if a device was plugged and
+ * unplugged meanwhile; those that come are told what is plugged by then.
+ */
+static void test_listeners_come_and_go(const TestCase *test)
+{
+    DeviceConfig configs[MAX_DEVICES] = { test->config, test->config };
+    bool listening = true;
+    unsigned int i;
+    TestVM *vm;
+
+    vm = vm_start_with(test, configs, MAX_DEVICES, TESTDEV);
+    for (i = 0; i < MAX_DEVICES; i++) {
+        request_size(vm, i, vm_model(vm, i)->region_size);
+    }
+    for (i = 0; i < RANDOM_STEPS; i++) {
+        random_step(vm, random_below(MAX_DEVICES));
+        check_listeners(vm);
+        if (!random_below(4)) {
+            listening = !listening;
+            set_listening(vm, listening);
+        }
+    }
+    system_reset(vm);
+    check_listeners(vm);
+    vm_stop(vm);
+}
+
+/*
+ * What an entry of an IOMMU's TLB leads to may be larger than a memslot, or lie
+ * on both sides of where two of them meet; all of it has to be plugged.
+ */
+static void test_iotlb(const TestCase *test)
+{
+    TestVM *vm = vm_start_with(test, &test->config, 1, TESTDEV);
+    Model *model = vm_model(vm, 0);
+    const uint64_t block = model->block_size;
+    uint64_t size, offset;
+
+    request_size(vm, 0, model->region_size);
+    change_many(vm, 0, 0, model->region_size, true);
+    for (offset = 0; offset < model->region_size; offset += 1 * GiB + block) {
+        assert_ack(unplug_at(vm, 0, model->addr + offset, 1));
+    }
+    for (size = block; size <= model->region_size; size *= 2) {
+        for (offset = 0; offset < model->region_size; offset += size) {
+            const uint64_t addr = model->addr + offset;
+            const uint64_t plugged = model_count_plugged(model, addr,
+                                                         size / block);
+
+            /* Those that have changes near them will do, for small sizes. */
+            if (size < 256 * MiB && offset % (512 * MiB) > 8 * block) {
+                continue;
+            }
+            set_testdev(vm, "iotlb-address", addr);
+            set_testdev(vm, "iotlb-mask", size - 1);
+            g_assert_cmpint(qom_get_bool(vm, TESTDEV_PATH, "iotlb-valid"), ==,
+                            plugged == size / block);
+        }
+    }
+    vm_stop(vm);
+}
+
+/* All of the device at once, over all of its memslots */
+static void test_iotlb_whole(const TestCase *test)
+{
+    TestVM *vm = vm_start_with(test, &test->config, 1, TESTDEV);
+    Model *model = vm_model(vm, 0);
+
+    request_size(vm, 0, model->region_size);
+    change_many(vm, 0, 0, model->region_size, true);
+    set_testdev(vm, "iotlb-address", model->addr);
+    set_testdev(vm, "iotlb-mask", model->region_size - 1);
+    g_assert_true(qom_get_bool(vm, TESTDEV_PATH, "iotlb-valid"));
+    /* One memslot in the middle goes, or just its memory. */
+    change_many(vm, 0, 1 * GiB, 1 * GiB, false);
+    g_assert_false(qom_get_bool(vm, TESTDEV_PATH, "iotlb-valid"));
     vm_stop(vm);
 }
 
@@ -3842,6 +3973,12 @@ static const TestGroup test_groups[] = {
     { "busy-while-migrating", test_busy_while_migrating, WITH(basic_configs) },
     { "prealloc-fails", test_prealloc_fails, WITH(basic_configs) },
     { "listeners", test_listeners, WITH(basic_configs) },
+    { "listeners-double-discard", test_listeners_double_discard,
+      WITH(basic_configs) },
+    { "listeners-come-and-go", test_listeners_come_and_go,
+      WITH(basic_configs) },
+    { "iotlb", test_iotlb, WITH(basic_configs) },
+    { "iotlb-whole", test_iotlb_whole, WITH(basic_configs) },
     { "migration", test_migration, WITH(basic_configs) },
     { "migration-refused", test_migration_refused, WITH(basic_configs) },
     { "migration-size", test_migration_size, WITH(basic_configs) },

@@ -1,0 +1,34 @@
+"""
+What the host spends on a memory backend.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import re
+from pathlib import Path
+
+
+def in_file(pid: int, size: int) -> int:
+    """
+    Bytes of memory in the file in memory (memfd) of some size that a process
+    has open.
+    """
+    for descriptor in Path(f'/proc/{pid}/fd').iterdir():
+        try:
+            status = descriptor.stat()
+            name = str(descriptor.readlink())
+        except FileNotFoundError:
+            continue
+        if name.startswith('/memfd:') and status.st_size == size:
+            return status.st_blocks * 512
+    raise KeyError(f'process {pid} has no file in memory of {size} bytes')
+
+
+def resident(pid: int, size: int) -> int:
+    """How much of a mapping of some size is there, as smaps has it."""
+    smaps = Path(f'/proc/{pid}/smaps').read_text('ascii')
+    for match in re.finditer(r'^([0-9a-f]+)-([0-9a-f]+) .*\n(?:.*\n)*?'
+                             r'Rss: +(\d+) kB$', smaps, re.M):
+        if int(match[2], 16) - int(match[1], 16) == size:
+            return int(match[3]) * 1024
+    raise KeyError(f'process {pid} has no mapping of {size} bytes')
