@@ -261,6 +261,10 @@ class VirtioDevice:
             machine.set_number(common + 0x1c, 'w', 1)
         machine.set_number(common + 0x14, 'b', 15)
 
+    def status(self) -> int:
+        """The status of the device."""
+        return self.machine.number(self._common + 0x14, 'b')
+
     def config(self, offset: int, letter: str) -> int:
         """Read a field of the device's configuration."""
         return self.machine.number(self._config + offset, letter)
@@ -276,7 +280,9 @@ class Answer(IntEnum):
 
 class VirtioMem(VirtioDevice):
     """A virtio-mem device."""
-    PLUG, UNPLUG, UNPLUG_ALL = 0, 1, 2
+    PLUG, UNPLUG, UNPLUG_ALL, STATE = 0, 1, 2, 3
+    # How many bytes a request and its answer have
+    REQUEST, RESPONSE = 24, 10
     # ACPI_PXM, UNPLUGGED_INACCESSIBLE
     FEATURES = 3
 
@@ -287,10 +293,11 @@ class VirtioMem(VirtioDevice):
         self.start = self.config(16, 'q')
 
     def _request(self, kind: int, offset: int = 0, size: int = 0) -> Answer:
+        address = (self.start + offset) % (1 << 64)
         self.machine.write(self._buffer, struct.pack(
-            '<H6xQH6x', kind, self.start + offset, size // self.block))
-        self.queues[0].request([(self._buffer, 24, False),
-                                (self._buffer + 64, 10, True)])
+            '<H6xQH6x', kind, address, size // self.block))
+        self.queues[0].request([(self._buffer, self.REQUEST, False),
+                                (self._buffer + 64, self.RESPONSE, True)])
         return Answer(self.machine.number(self._buffer + 64, 'w'))
 
     def plug(self, offset: int, size: int) -> Answer:
@@ -304,6 +311,19 @@ class VirtioMem(VirtioDevice):
     def unplug_all(self) -> Answer:
         """Unplug all of the device."""
         return self._request(self.UNPLUG_ALL)
+
+    def state(self, offset: int, size: int) -> Tuple[Answer, int]:
+        """
+        Ask for the state of part of the device: 0 is plugged, 1 unplugged,
+        2 both.
+        """
+        answer = self._request(self.STATE, offset, size)
+        return answer, self.machine.number(self._buffer + 64 + 8, 'w')
+
+    def post_malformed(self) -> None:
+        """Post a request that is too short."""
+        self.queues[0].post([(self._buffer, self.REQUEST - 1, False),
+                             (self._buffer + 64, self.RESPONSE, True)])
 
 
 class VirtioBlk(VirtioDevice):

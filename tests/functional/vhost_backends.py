@@ -23,6 +23,8 @@ from vm import GIB, MIB, VirtualMachine, wait_until
 DEVICE, MEMORY, DEVICE_SLOT = 'vmem0', 'mem0', 5
 MAXMEM = 64 * GIB
 
+# The kernel's __SO_ACCEPTCON
+SO_ACCEPTCON = 1 << 16
 # A file in memory, as it appears in /proc/PID/maps
 _MAPPING = re.compile(r'([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ \S+ (\d+) +'
                       r'/memfd:')
@@ -71,6 +73,18 @@ def shared_memory(pid: int, size: int) -> int:
     raise KeyError(f'process {pid} has no file in memory of {size} bytes')
 
 
+def is_listening(socket: Path) -> bool:
+    """
+    Whether somebody accepts connections to a socket. It is there before that,
+    and trying would be a connection.
+    """
+    # Columns: number, references, protocol, flags, type, state, inode, path
+    sockets = Path('/proc/net/unix').read_text(encoding='utf-8')
+    return any(int(columns[3], 16) & SO_ACCEPTCON
+               for columns in map(str.split, sockets.splitlines())
+               if columns[-1] == str(socket))
+
+
 class Backend:
     """A vhost-user backend that listens on a socket."""
     # How many memory regions it can hold
@@ -105,7 +119,7 @@ class Backend:
 
     def is_ready(self) -> bool:
         """Whether a started backend can be used."""
-        return self.socket.exists()
+        return is_listening(self.socket)
 
     def start(self) -> None:
         """Start it, the first time or once more."""
@@ -206,11 +220,11 @@ def has_kvm() -> bool:
 class TracedMachine(Machine):
     """A machine without a guest that records what KVM and vhost are told."""
 
-    def __init__(self, binary: str) -> None:
-        self.accel = 'kvm' if has_kvm() else 'tcg'
+    def __init__(self, binary: str, accel: Optional[str] = None) -> None:
+        self.accel = accel or ('kvm' if has_kvm() else 'tcg')
         super().__init__(binary, self.accel, MAXMEM)
-        self._trace = self.directory / 'trace'
-        self.add_args('-D', str(self._trace))
+        self.trace = self.directory / 'trace'
+        self.add_args('-D', str(self.trace))
         for event in ('kvm_set_user_memory', 'vhost_user_write',
                       'vhost_user_postcopy_fault_handler_found'):
             self.add_args('-trace', event)
@@ -251,14 +265,14 @@ class TracedMachine(Machine):
         first = self.memory_device(DEVICE)['memaddr']
         return sum(int(match[1], 16) >= first for match in re.finditer(
             r'^kvm_set_user_memory .*gpa=0x([0-9a-f]+) ',
-            self._trace.read_text('utf-8'), re.M))
+            self.trace.read_text('utf-8'), re.M))
 
     def _kvm_memslots(self) -> List[Tuple[int, int]]:
         slots: Dict[str, Tuple[int, int]] = {}
         for match in re.finditer(
                 r'^kvm_set_user_memory (.*Slot#\d+) .*gpa=0x([0-9a-f]+) '
                 r'size=0x([0-9a-f]+) .*ret=0$',
-                self._trace.read_text('utf-8'), re.M):
+                self.trace.read_text('utf-8'), re.M):
             if int(match[3], 16):
                 slots[match[1]] = (int(match[2], 16), int(match[3], 16))
             else:
@@ -269,12 +283,12 @@ class TracedMachine(Machine):
         """The messages that backends were sent so far, by their kind."""
         return Counter(int(number) for number in re.findall(
             r'^vhost_user_write .*req:(\d+) ',
-            self._trace.read_text('utf-8'), re.M))
+            self.trace.read_text('utf-8'), re.M))
 
     def faults(self) -> int:
         """How often backends needed memory that had not arrived yet."""
         return len(re.findall('^vhost_user_postcopy_fault_handler_found ',
-                              self._trace.read_text('utf-8'), re.M))
+                              self.trace.read_text('utf-8'), re.M))
 
     def inode(self, size: int) -> int:
         """The file that is the device's memory."""

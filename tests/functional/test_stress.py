@@ -1,0 +1,328 @@
+"""
+Machines with memory devices, driven by random steps and compared with a model
+after each of them; see stress.py. And the same with machines that are only
+made up and have bugs, which have to be found.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import random
+import shlex
+import unittest
+from collections import Counter
+from pathlib import Path
+from typing import List, Optional, Type
+
+import environment
+from stress import (Failure, Pair, Shrinker, Stress, command, parse_steps,
+                    run)
+from stress_machine import agree
+from stress_model import Model, Step
+from stress_steps import Chooser, limited, replay, without_device
+from vhost_backends import has_kvm
+from vm import GIB, MIB
+
+STEPS = 300
+# Together, these take all kinds of steps, and often.
+SEEDS = {'kvm': (18, 29, 39, 46), 'tcg': (28, 61, 96)}
+# Without machines, steps cost nothing.
+FAKE_SEEDS = range(20)
+FAKE_STEPS = 600
+# By then, any seed has come across any bug.
+FAKE_STEPS_TO_BUG = 10000
+
+
+class FakeMachine:
+    """A machine that is another model."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.closed = False
+
+    def take(self, step: Step) -> str:
+        """Take a step, and tell its outcome."""
+        return self.model.take(step)
+
+    def check(self, model: Model, _step: Optional[Step]) -> None:
+        """See that all is as the model has it."""
+        agree('devices', self.model.devices, model.devices)
+
+    def post_mortem(self, _error: Exception) -> Optional[str]:
+        """What is known of its end, if it has come."""
+        return None
+
+    def close(self) -> None:
+        """End it."""
+        self.closed = True
+
+
+class LosesMemory(Model):
+    """A destination has less plugged than the source had."""
+
+    def migrate_finish(self) -> str:
+        outcome = super().migrate_finish()
+        for device in self.devices:
+            if device.multiple:
+                device.plugged = device.plugged - {max(device.plugged,
+                                                       default=0)}
+        return outcome
+
+
+class KeepsMemory(Model):
+    """What is unplugged is not gone."""
+
+    def unplug(self, index: int, offset: int, blocks: int) -> str:
+        device = self.devices[index]
+        contents = device.contents
+        outcome = super().unplug(index, offset, blocks)
+        device.contents = contents
+        return outcome
+
+
+class IsBusy(Model):
+    """With a DIMM there, the second device has no time."""
+
+    def plug(self, index: int, offset: int, blocks: int) -> str:
+        outcome = super().plug(index, offset, blocks)
+        if self.dimms and index and outcome == 'ACK':
+            return 'BUSY'
+        return outcome
+
+
+class Dies(Model):
+    """A snapshot with a disk ends it."""
+
+    def savevm(self, name: int) -> str:
+        if self.disk:
+            raise EOFError
+        return super().savevm(name)
+
+
+class DeadMachine(FakeMachine):
+    """A machine the end of which is noticed."""
+
+    def post_mortem(self, _error: Exception) -> str:
+        return 'exit code -6'
+
+
+class TestShrinker(unittest.TestCase):
+    """Bugs that are known are found, and few steps are left."""
+
+    def shrink(self, buggy: Type[Model], seed: int,
+               machine: Type[FakeMachine] = FakeMachine) -> List[str]:
+        """The kinds of the steps that are left."""
+        chooser = Chooser(seed)
+
+        def make() -> Pair:
+            return Pair(Model(chooser.listener),
+                        machine(buggy(chooser.listener)))
+        with self.assertRaises(Failure, msg=f'seed {seed}') as failure:
+            run(make(), limited(chooser, FAKE_STEPS_TO_BUG), Counter())
+        steps = failure.exception.taken
+        shrinker = Shrinker(make, failure.exception, FAKE_STEPS_TO_BUG)
+        self.assertTrue(shrinker.reproduces())
+        left = shrinker.shrink()
+
+        # None of the steps can be left out.
+        for number in range(len(left)):
+            again = Shrinker(make, failure.exception)
+            again.failure.taken = left[:number] + left[number + 1:]
+            self.assertFalse(again.reproduces(), left)
+        # What is printed is what fails.
+        with self.assertRaises(Failure):
+            run(make(), replay(parse_steps('; '.join(map(str, left)))),
+                Counter())
+        self.tries.append(shrinker.tries)
+        self.steps.append(len(steps))
+        return [step.kind for step in left]
+
+    def setUp(self) -> None:
+        self.tries: List[int] = []
+        self.steps: List[int] = []
+
+    def assert_shrinks(self, buggy: Type[Model], *expected: List[str],
+                       machine: Type[FakeMachine] = FakeMachine) -> None:
+        """All seeds come to some of these kinds of steps, in some order."""
+        for seed in FAKE_SEEDS:
+            kinds = self.shrink(buggy, seed, machine)
+            self.assertIn(sorted(kinds), [sorted(steps) for steps in expected],
+                          f'seed {seed}')
+        steps = sum(self.steps) // len(self.steps)
+        print(f'# {buggy.__name__}: {steps} steps shrink to '
+              f'{len(expected[0])} in {min(self.tries)} to '
+              f'{max(self.tries)} tries', flush=True)
+
+    def test_migration(self) -> None:
+        """Memory is lost on the way."""
+        self.assert_shrinks(LosesMemory, [
+            'device_add', 'request', 'plug', 'migrate', 'migrate_finish'])
+
+    def test_contents(self) -> None:
+        """Memory is not discarded."""
+        self.assert_shrinks(
+            KeepsMemory,
+            ['device_add', 'request', 'plug', 'write', 'unplug'],
+            ['device_add', 'request', 'plug', 'disk_attach', 'disk_in',
+             'unplug'])
+
+    def test_two_devices(self) -> None:
+        """A device that is needed stays."""
+        self.assert_shrinks(IsBusy, [
+            'device_add', 'device_add', 'dimm_add', 'request', 'plug'])
+
+    def test_death(self) -> None:
+        """The machine ends."""
+        self.assert_shrinks(Dies, ['disk_attach', 'savevm'],
+                            machine=DeadMachine)
+
+    def test_no_bug(self) -> None:
+        """A model agrees with itself, and machines are closed."""
+        for seed in FAKE_SEEDS:
+            chooser = Chooser(seed)
+            machine = FakeMachine(Model(chooser.listener))
+            outcomes: 'Counter[tuple[str, str]]' = Counter()
+            taken = run(Pair(Model(chooser.listener), machine),
+                        limited(chooser, FAKE_STEPS), outcomes)
+            self.assertEqual((taken, sum(outcomes.values())),
+                             (FAKE_STEPS, FAKE_STEPS))
+            self.assertTrue(machine.closed)
+
+    def test_another_failure(self) -> None:
+        """What fails in another way is not what is looked for."""
+        steps = parse_steps('disk_attach; savevm 0')
+        with self.assertRaises(Failure) as failure:
+            run(Pair(Model(False), DeadMachine(Dies(False))), replay(steps),
+                Counter())
+        shrinker = Shrinker(
+            lambda: Pair(Model(False), FakeMachine(Dies(False))),
+            failure.exception)
+        self.assertFalse(shrinker.reproduces())
+
+
+class TestSteps(unittest.TestCase):
+    """Steps and the model by themselves."""
+
+    def test_text(self) -> None:
+        """Steps are written and read."""
+        for step in (Step('reset'), Step('plug', (0, 1 << 40, 3)),
+                     Step('unplug', (2, -4096, 0xffff))):
+            self.assertEqual(Step.parse(str(step)), step)
+        words = shlex.split(
+            command('tcg', True, parse_steps('plug 0 0x200000 1;reset')))
+        self.assertEqual(words[-5:], ['--accel', 'tcg', '--listener',
+                                      '--replay', 'plug 0 0x200000 1; reset'])
+        self.assertTrue(Path(words[-6]).is_absolute())
+
+    def test_without_device(self) -> None:
+        """Other devices move up."""
+        steps = parse_steps(
+            'device_add 1 1 0 0 0; device_add 2 1 0 0 0; '
+            'device_add 3 1 0 0 0; write 0 4 5; write 1 6 7; write 2 8 9; '
+            'migrate 6 1 0')
+        self.assertEqual(without_device(steps, 1), parse_steps(
+            'device_add 1 1 0 0 0; device_add 3 1 0 0 0; write 0 4 5; '
+            'write 1 8 9; migrate 2 1 0'))
+
+    def test_same_seed(self) -> None:
+        """A seed stands for its steps."""
+        for seed in FAKE_SEEDS:
+            first, second = Chooser(seed), Chooser(seed)
+            model = Model(first.listener)
+            for _ in range(50):
+                step = first(model)
+                self.assertEqual(step, second(model))
+                model.take(step)
+
+    def test_every_step(self) -> None:
+        """There is none that no seed chooses."""
+        found = set()
+        for seed in FAKE_SEEDS:
+            chooser = Chooser(seed)
+            model = Model(chooser.listener)
+            for _ in range(FAKE_STEPS):
+                step = chooser(model)
+                found.add((step.kind, model.take(step)))
+        for outcome in ('ACK', 'NACK', 'BUSY', 'ERROR'):
+            self.assertIn(('plug', outcome), found)
+        for kind in ('request', 'device_add', 'dimm_add', 'disk_attach',
+                     'disk_detach'):
+            self.assertLessEqual({(kind, 'ok'), (kind, 'refused')}, found)
+        for kind in ('migrate_finish', 'migrate_cancel', 'migrate_kill',
+                     'migrate_wrong', 'disk_in', 'disk_out', 'loadvm', 'dump',
+                     'dimm_remove'):
+            self.assertIn(kind, {kind for kind, _ in found})
+
+    def test_rule(self) -> None:
+        """What is mapped, where that is easily said."""
+        size, block = 5 * GIB // 2, 2 * MIB
+        for inaccessible, multiple, expected in (
+                (True, True, [(GIB, GIB), (2 * GIB, GIB // 2)]),
+                (False, True, [(0, GIB), (GIB, GIB), (2 * GIB, GIB // 2)]),
+                (True, False, [(0, size)])):
+            model = Model(False)
+            model.device_add(size, block, inaccessible, True, multiple)
+            device = model.devices[0]
+            self.assertEqual(device.mapped(), [] if multiple else expected)
+            model.request(0, 2 * GIB)
+            # The last block of one memslot, the first one of the next
+            self.assertEqual(model.plug(0, 2 * GIB - block, 2), 'ACK')
+            self.assertEqual(device.mapped(), expected)
+            self.assertEqual(model.unplug(0, 2 * GIB - block, 2), 'ACK')
+            self.assertEqual(device.mapped(),
+                             [] if inaccessible and multiple else expected)
+
+
+class TestKnown(unittest.TestCase):
+    """Steps that failed once."""
+    DISK = ('device_add 0x80000000 0x200000 1 1 1; request 0 0x40000000; '
+            'plug 0 0 1; disk_attach; dimm_add 0xc000000 1; disk_in 0 0 1; '
+            'reset; dimm_remove; ')
+    AGAIN = 'plug 0 0 1; disk_in 0 0 2'
+
+    def test_memory_gone(self) -> None:
+        """Memory goes while the disk's backend is not told."""
+        Stress('tcg').replay(False, parse_steps(self.DISK + self.AGAIN))
+
+    def test_memory_replaced(self) -> None:
+        """Other memory comes to where it was."""
+        Stress('tcg').replay(False, parse_steps(
+            self.DISK + 'dimm_add 0xc000000 1; ' + self.AGAIN))
+
+
+class Machines:
+    """What is tested with each accelerator."""
+
+    class Base(unittest.TestCase):
+        """Real machines."""
+        accel: str
+
+        def test_seeds(self) -> None:
+            """Seeds that are always the same, and one that is not."""
+            environment.build_dir()
+            stress = Stress(self.accel)
+            fresh = random.SystemRandom().randrange(1 << 32)
+            for seed in (*SEEDS[self.accel], fresh):
+                print(f'# seed {seed}, {STEPS} steps, {self.accel}',
+                      flush=True)
+                with self.subTest(seed='fresh' if seed == fresh else seed):
+                    try:
+                        stress.seed(seed, STEPS)
+                    except Failure as failure:
+                        # All else has been printed.
+                        self.fail(str(failure))
+            stress.print_summary()
+
+
+class TestTCG(Machines.Base):
+    """With emulation."""
+    accel = 'tcg'
+
+
+@unittest.skipUnless(has_kvm(), 'there is no KVM')
+class TestKVM(Machines.Base):
+    """With KVM."""
+    accel = 'kvm'
+
+
+if __name__ == '__main__':
+    unittest.main()
