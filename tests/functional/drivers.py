@@ -59,18 +59,21 @@ class Machine(VirtualMachine):
         self._heap = HEAP
         self._free_bars = itertools.count(BARS, BAR_SIZE)
         self.add_args(
-            '-object',
-            f'memory-backend-memfd,id=ram,size={self.RAM},share=on',
+            '-object', f'{self.ram_backend()},id=ram,size={self.RAM}',
             '-bios', str(firmware),
             '-qtest', f'unix:{socket}', '-qtest-log', '/dev/null')
 
     @staticmethod
     def firmware() -> bytes:
-        """What the vCPU runs."""
+        """What the vCPU runs, 64 KiB."""
         code = bytearray(64 * 1024)
         # At the reset vector: cli, hlt, jmp to the latter
         code[-16:-12] = b'\xfa\xf4\xeb\xfd'
         return bytes(code)
+
+    def ram_backend(self) -> str:
+        """Where boot memory comes from."""
+        return 'memory-backend-memfd,share=on'
 
     def _post_launch(self) -> None:
         super()._post_launch()
@@ -278,6 +281,13 @@ class Answer(IntEnum):
     ERROR = 3
 
 
+class State(IntEnum):
+    """What a virtio-mem device tells about a range."""
+    PLUGGED = 0
+    UNPLUGGED = 1
+    MIXED = 2
+
+
 class VirtioMem(VirtioDevice):
     """A virtio-mem device."""
     PLUG, UNPLUG, UNPLUG_ALL, STATE = 0, 1, 2, 3
@@ -312,13 +322,18 @@ class VirtioMem(VirtioDevice):
         """Unplug all of the device."""
         return self._request(self.UNPLUG_ALL)
 
-    def state(self, offset: int, size: int) -> Tuple[Answer, int]:
-        """
-        Ask for the state of part of the device: 0 is plugged, 1 unplugged,
-        2 both.
-        """
+    def request_state(self, offset: int, size: int) -> Tuple[Answer, int]:
+        """Ask for the State of part of the device."""
         answer = self._request(self.STATE, offset, size)
         return answer, self.machine.number(self._buffer + 64 + 8, 'w')
+
+    def state(self, offset: int, size: int) -> State:
+        """What is plugged of part of the device, which has to be valid."""
+        answer, state = self.request_state(offset, size)
+        if answer != Answer.ACK:
+            raise DriverError(f'state of {size:#x} bytes at {offset:#x}: '
+                              f'{answer!r}')
+        return State(state)
 
     def post_malformed(self) -> None:
         """Post a request that is too short."""

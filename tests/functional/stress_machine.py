@@ -564,7 +564,7 @@ class RealMachine:
     def state(self, index: int, offset: int, blocks: int) -> str:
         """Request to tell the state of blocks."""
         driver = self._host.driver(index)
-        answer, state = driver.state(offset, blocks * driver.block)
+        answer, state = driver.request_state(offset, blocks * driver.block)
         if answer is not Answer.ACK:
             return answer.name
         return f'{answer.name} {STATES[state]}'

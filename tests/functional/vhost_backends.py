@@ -220,9 +220,10 @@ def has_kvm() -> bool:
 class TracedMachine(Machine):
     """A machine without a guest that records what KVM and vhost are told."""
 
-    def __init__(self, binary: str, accel: Optional[str] = None) -> None:
+    def __init__(self, binary: str, accel: Optional[str] = None,
+                 maxmem: int = MAXMEM) -> None:
         self.accel = accel or ('kvm' if has_kvm() else 'tcg')
-        super().__init__(binary, self.accel, MAXMEM)
+        super().__init__(binary, self.accel, maxmem)
         self.trace = self.directory / 'trace'
         self.add_args('-D', str(self.trace))
         for event in ('kvm_set_user_memory', 'vhost_user_write',
