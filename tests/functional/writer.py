@@ -20,7 +20,7 @@ from drivers import Machine
 from vm import GIB, MIB, wait_until
 
 PAGE = 4096
-# As in guest/writer.S
+# As in baremetal/writer.S
 RUN, RUNNING, COUNT, ROUNDS = 0x1000, 0x1004, 0x1008, 0x100c
 WINDOW, LIST = 0x2000, 0x8000
 # What the window, of 1 GiB at 1 GiB, is made of
