@@ -3525,6 +3525,11 @@ static void check_loadvm_failures(TestVM *vm, const TestCase *test,
     }
 }
 
+static void remove_dir_on_abort(void *path)
+{
+    qhost_remove_dir(path);
+}
+
 static void test_loadvm(const TestCase *test)
 {
     const uint64_t pattern = 0x0123456789abcdefull;
@@ -3546,6 +3551,7 @@ static void test_loadvm(const TestCase *test)
     }
 
     dir = create_tmpdir();
+    qtest_add_abrt_handler(remove_dir_on_abort, dir);
     disk = g_build_filename(dir, "disk.qcow2", NULL);
     mkqcow2(disk, 16);
     extra_args = g_strdup_printf(TESTDEV " -drive if=none,id=disk,format=qcow2,"
@@ -3589,6 +3595,7 @@ static void test_loadvm(const TestCase *test)
     check_listeners(vm);
 
     vm_stop(vm);
+    qtest_remove_abrt_handler(dir);
     qhost_remove_dir(dir);
 }
 
