@@ -17,7 +17,7 @@ from typing import List, Sequence, Tuple
 
 from qemu.machine.qtest import QEMUQtestProtocol
 
-from vm import MIB, VirtualMachine
+from vm import MIB, QMP_TIMEOUT, VirtualMachine
 
 # Where the drivers keep what they share with devices.
 HEAP = 16 * MIB
@@ -78,6 +78,9 @@ class Machine(VirtualMachine):
     def _post_launch(self) -> None:
         super()._post_launch()
         self._qtest.accept()
+        # Without, a machine that hangs would do so for good.
+        self._qmp.settimeout(QMP_TIMEOUT)
+        self._qtest.settimeout(QMP_TIMEOUT)
 
     def _post_shutdown(self) -> None:
         self._qtest.close()

@@ -704,8 +704,8 @@ class RealMachine:
         self._dimms.append((size, bool(shared)))
         return OK
 
-    def dimm_remove(self) -> str:
-        """Unplug the DIMM that was added last."""
+    def dimm_remove(self, wait: int) -> str:
+        """Unplug the DIMM that was added last, and wait until it is freed."""
         name = f'dimm{len(self._dimms) - 1}'
         slot = self._host.query()[name]['slot']
         try:
@@ -721,8 +721,9 @@ class RealMachine:
                                  match={'data': {'device': name}})
         self._machine.command('object-del', id=f'{name}-backend')
         self._dimms.pop()
-        # Nothing tells that QEMU has freed the memory, which takes it a while.
-        time.sleep(FREE_TIME)
+        if wait:
+            # Nothing tells that QEMU has freed the memory.
+            time.sleep(FREE_TIME)
         return OK
 
     def _add(self, name: str, size: int, shared: bool,

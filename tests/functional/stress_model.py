@@ -407,12 +407,12 @@ class Model(State):
         self.dimms.append(Dimm(size=size, shared=bool(shared)))
         return OK
 
-    def can_dimm_remove(self) -> bool:
+    def can_dimm_remove(self, _wait: int) -> bool:
         """Whether there is one that the guest can find."""
         return bool(self.dimms) and self.dimms[-1].known
 
-    def dimm_remove(self) -> str:
-        """Unplug the DIMM that was added last."""
+    def dimm_remove(self, _wait: int) -> str:
+        """Unplug the DIMM that was added last, and wait until it is freed."""
         if self.migrating:
             return REFUSED
         self.dimms.pop()

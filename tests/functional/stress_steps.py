@@ -63,6 +63,7 @@ class Chooser:
             'disk_out': self._page, 'dimm_write': self._dimm_page,
             'request': self._request, 'limit_listener': self._limit,
             'device_add': self._device, 'dimm_add': self._dimm,
+            'dimm_remove': lambda _model: (self._flip(),),
             'migrate': self._migrate, 'migrate_wrong': self._wrong,
             'savevm': self._save, 'loadvm': self._snapshot,
         }

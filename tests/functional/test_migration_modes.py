@@ -32,8 +32,8 @@ from vhost_backends import MEMORY, has_kvm
 from vm import GIB, MIB
 from writer import PAGE, wait_soon
 
-# In 100 ms, that is how QEMU measures it, less can be sent than the vCPU has
-# written: a migration does not end while it writes.
+# In 100 ms, that is how QEMU measures it, no more can be sent than about half
+# of what the vCPU has written: a migration does not end while it writes.
 SLOW = 2 * MIB
 FAST = 1 << 40
 
@@ -204,7 +204,7 @@ class AutoConverge(Way):
 
     def travel(self, leg: Leg) -> None:
         target = leg.launch(self.capabilities)
-        self.start(leg, target.uri, target)
+        self.start(leg, target.uri, target, bandwidth=SLOW // 2)
 
         def throttled() -> Optional[bool]:
             info = leg.source.migration()

@@ -22,7 +22,7 @@ from stress_steps import Chooser, limited, replay, without_device
 from vhost_backends import has_kvm
 from vm import GIB, MIB
 
-STEPS = 300
+STEPS = 200
 # Together, these take all kinds of steps, and often.
 SEEDS = {'kvm': (18, 29, 39, 46), 'tcg': (28, 61, 96)}
 # Without machines, steps cost nothing.
@@ -276,7 +276,7 @@ class TestKnown(unittest.TestCase):
     """Steps that failed once."""
     DISK = ('device_add 0x80000000 0x200000 1 1 1; request 0 0x40000000; '
             'plug 0 0 1; disk_attach; dimm_add 0xc000000 1; disk_in 0 0 1; '
-            'reset; dimm_remove; ')
+            'reset; dimm_remove 1; ')
     AGAIN = 'plug 0 0 1; disk_in 0 0 2'
 
     def test_memory_gone(self) -> None:
@@ -287,6 +287,12 @@ class TestKnown(unittest.TestCase):
         """Other memory comes to where it was."""
         Stress('tcg').replay(False, parse_steps(
             self.DISK + 'dimm_add 0xc000000 1; ' + self.AGAIN))
+
+    def test_freed_meanwhile(self) -> None:
+        """Memory is freed while dirty pages start to be noted."""
+        Stress('tcg').replay(False, parse_steps(
+            'device_add 0x80000000 0x200000 1 1 1; '
+            + 20 * 'dimm_add 0xc000000 0; dimm_remove 0; savevm 0; '))
 
 
 class Machines:

@@ -30,8 +30,8 @@ MAXMEM = 16 * GIB
 LEEWAY = 256 * MIB
 SEED = 11
 
-# Where in each block the vCPU writes
-PLACES = (*range(0, BLOCK - PAGE, BLOCK // 8), BLOCK - PAGE)
+# How many pages the vCPU writes to
+PLACES = 90
 
 
 @dataclass(frozen=True)
@@ -299,12 +299,19 @@ class Traveller:
             for _ in range(4):
                 self.write(block * BLOCK
                            + self.random.randrange(BLOCK // PAGE) * PAGE)
-        places = [block * BLOCK + page for block in sorted(self.blocks)
-                  for page in PLACES]
-        for place in places:
+        for address in self.writer.numbers:
+            if (address - self.memory.start) // BLOCK in self.blocks:
+                self.station.write(address, bytes(8))
+        blocks = sorted(self.blocks)
+        places = {block * BLOCK + page for block in blocks
+                  for page in (0, BLOCK - PAGE)}
+        while len(places) < PLACES:
+            places.add(self.random.choice(blocks) * BLOCK
+                       + self.random.randrange(BLOCK // PAGE) * PAGE)
+        for place in sorted(places):
             self.write(place)
         self.writer.set_places([self.memory.start + place
-                                for place in places])
+                                for place in sorted(places)])
 
     def resize(self, wanted: Set[int]) -> None:
         """Unplug and plug blocks, by runs of them, in any order."""

@@ -17,7 +17,7 @@ from typing import (Callable, Dict, List, Optional, Sequence, Tuple,
                     TypeVar)
 
 from drivers import Machine
-from vm import GIB, MIB, wait_until
+from vm import GIB, MIB, Timeout, wait_until
 
 PAGE = 4096
 # As in baremetal/writer.S
@@ -67,12 +67,8 @@ class Writer:
         self._rounds = 0
 
     def set_places(self, addresses: Sequence[int]) -> None:
-        """
-        What to increment from now on, while it sleeps; what is new there has
-        to hold 0.
-        """
-        self.numbers = {address: self.numbers.get(address, 0)
-                        for address in addresses}
+        """What to increment from now on, from 0, while it sleeps."""
+        self.numbers = dict.fromkeys(addresses, 0)
         pages = sorted({address // LARGE_PAGE for address in addresses})
         assert len(pages) <= MAX_LARGE_PAGES
         self.machine.write(WINDOW, struct.pack(
@@ -107,8 +103,13 @@ class Writer:
     def wait_rounds(self, more: int) -> None:
         """Wait until it has done some more rounds."""
         enough = self.rounds() + more
-        wait_soon(f'the vCPU has written {more} times',
-                  lambda: self.rounds() >= enough or None)
+        try:
+            wait_soon(f'the vCPU has written {more} times',
+                      lambda: self.rounds() >= enough or None)
+        except Timeout as error:
+            raise Timeout(f'{error}\n' + '\n'.join(
+                self.machine.hmp(f'info {what}')
+                for what in ('status', 'registers', 'lapic'))) from None
 
     def stop(self) -> None:
         """Have it sleep: all numbers have been incremented as often."""

@@ -4018,8 +4018,7 @@ static const TestGroup test_groups[] = {
 /* What is the default depends on the machine type. */
 static const NamedConfig new_machine_configs[] = {
     { "ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
-    { "memfd",
-      { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
+    { "memfd", { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
     { "single-ram", { RAM, SINGLE(4 * GiB), AUTO_ACCESSIBLE } },
     { "single-memfd", { MEMFD, SINGLE(4 * GiB), AUTO_INACCESSIBLE } },
 };
@@ -4027,8 +4026,7 @@ static const NamedConfig new_machine_configs[] = {
 /* Up to version 6.2, unplugged-inaccessible is off unless asked for. */
 static const NamedConfig old_machine_configs[] = {
     { "ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
-    { "memfd",
-      { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
+    { "memfd", { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_ACCESSIBLE } },
     { "single-memfd", { MEMFD, SINGLE(4 * GiB), AUTO_ACCESSIBLE } },
     { "auto-ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB),
                     .unplugged_inaccessible = "auto" } },
@@ -4038,8 +4036,7 @@ static const NamedConfig old_machine_configs[] = {
 
 static const NamedConfig arm_machine_configs[] = {
     { "ram", { RAM, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
-    { "memfd",
-      { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
+    { "memfd", { MEMFD, MULTIPLE(4 * GiB, 1 * GiB), AUTO_INACCESSIBLE } },
 };
 
 /*
@@ -4062,6 +4059,7 @@ typedef struct MachineType {
     /* devices that have defaults of this machine type */
     const NamedConfig *configs;
     unsigned int nb_configs;
+    bool no_kvm;
 } MachineType;
 
 static const MachineType machine_types[] = {
@@ -4072,7 +4070,7 @@ static const MachineType machine_types[] = {
     { "aarch64", "virt-6.2", WITH(arm_machine_configs) },
     { "aarch64", "virt-7.2", WITH(arm_machine_configs) },
     /* with an address space of its own for secure memory */
-    { "aarch64", "virt,secure=on", WITH(arm_machine_configs) },
+    { "aarch64", "virt,secure=on", WITH(arm_machine_configs), .no_kvm = true },
 };
 
 static void run_test(const void *data)
@@ -4132,6 +4130,9 @@ static void add_machine_type(bool kvm, const MachineType *type)
     };
     unsigned int i;
 
+    if (type->no_kvm && kvm) {
+        return;
+    }
     for (i = 0; i < ARRAY_SIZE(machine_groups); i++) {
         add_group(kvm, prefix, type->name, &machine_groups[i]);
     }
