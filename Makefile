@@ -1,5 +1,7 @@
 # One line each; the work is done in configure, meson.build and scripts/
 
+FUZZ_SECONDS = 600
+
 all: build/build.ninja
 	ninja -C build
 
@@ -9,10 +11,24 @@ demo: all
 check: build/build.ninja
 	@scripts/check build
 
-# Another build of the same source, so that build/ stays as it is
+# Other builds of the same source, so that build/ stays as it is
 check-aarch64:
 	./configure --build-dir=build-aarch64 --target-list=aarch64-softmmu
 	@scripts/check build-aarch64 --suite=qtest
+
+check-sanitizers:
+	./configure --build-dir=build-sanitizers --enable-sanitizers
+	@scripts/check build-sanitizers
+
+fuzz-build:
+	./configure --build-dir=build-fuzz --enable-sanitizers --enable-fuzzing
+	ninja -C build-fuzz/qemu-build qemu-fuzz-x86_64
+
+fuzz: fuzz-build
+	scripts/fuzz build-fuzz --seconds=$(FUZZ_SECONDS)
+
+fuzz-merge: fuzz-build
+	scripts/fuzz build-fuzz --merge
 
 series: build/build.ninja
 	scripts/series/format
@@ -28,10 +44,10 @@ clean:
 
 distclean:
 	test ! -d build/qemu || scripts/series/graft --check
-	rm -rf build build-aarch64
+	rm -rf build build-aarch64 build-sanitizers build-fuzz
 
 # The directories of tests change when a test comes or goes.
 build/build.ninja: configure meson.build meson_options.txt $(wildcard patches/* tests/*)
 	./configure --again
 
-.PHONY: all demo check check-aarch64 series series-build install clean distclean
+.PHONY: all demo check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean

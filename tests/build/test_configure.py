@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 from sandbox import SandboxTest, diff_of_line, mail, tiny_qemu, write
 
@@ -57,7 +58,8 @@ class Configure(SandboxTest):
         text = self.succeed("./configure", "--help")
         for option in ("--qemu-src", "--target-list", "--prefix", "--cc",
                        "--enable-debug", "--enable-sanitizers",
-                       "--build-dir", "--install-deps", "--again"):
+                       "--enable-fuzzing", "--build-dir", "--install-deps",
+                       "--again"):
             self.assertIn(option, text)
 
     def test_options_reach_qemu_and_are_remembered(self) -> None:
@@ -179,15 +181,17 @@ class Configure(SandboxTest):
 class AnotherBuild(SandboxTest):
     """A build beside build/, of the same source."""
 
+    def options(self, build: Path) -> list[str]:
+        return (build / "qemu-configure-arguments").read_text().splitlines()
+
     def test_shares_the_source_and_nothing_else(self) -> None:
         self.configure()
         other = self.root / "build-other"
         self.succeed("./configure", "--build-dir=build-other",
-                     "--enable-debug")
+                     "--enable-sanitizers")
         self.assertEqual((other / "qemu").resolve(), self.qemu)
-        for build, count in ((self.build, 0), (other, 1)):
-            options = (build / "qemu-configure-arguments").read_text()
-            self.assertEqual(options.count("--enable-debug"), count)
+        self.assertIn("--enable-sanitizers", self.options(other))
+        self.assertNotIn("--enable-sanitizers", self.options(self.build))
         write(self.qemu / "VERSION", "7.2.1234\n")
         self.succeed("ninja", "-C", "build-other")
         self.assertEqual((other / "qemu-system-x86_64").read_text(),
@@ -203,9 +207,27 @@ class AnotherBuild(SandboxTest):
 
     def test_is_removed_with_build(self) -> None:
         self.configure()
-        self.succeed("./configure", "--build-dir=build-aarch64")
+        self.succeed("./configure", "--build-dir=build-sanitizers")
         self.succeed("make", "distclean")
-        self.assertFalse((self.root / "build-aarch64").exists())
+        self.assertFalse((self.root / "build-sanitizers").exists())
+
+    def test_gcc_is_not_taken_to_lack_a_sanitizer(self) -> None:
+        self.configure("--cc=gcc", "--enable-sanitizers")
+        self.assertIn("--extra-cflags=-Wno-maybe-uninitialized",
+                      self.options(self.build))
+
+    def test_fuzzing_names_what_it_needs(self) -> None:
+        as_nobody: list[str] = []
+        if os.geteuid() == 0:
+            self.build.mkdir()
+            os.chown(self.build, 65534, 65534)
+            as_nobody = ["setpriv", "--reuid=65534", "--regid=65534",
+                         "--clear-groups"]
+        self.fail_with(
+            ["are missing", " clang ", " libclang-rt-dev"],
+            *as_nobody, "./configure", f"--qemu-src={self.source}",
+            "--enable-fuzzing", "--cc=clang-of-nobody")
+        self.assert_not_half_made()
 
 
 class Apt(SandboxTest):

@@ -113,6 +113,18 @@ class Check(SandboxTest):
         self.assertEqual(out.splitlines()[-1],
                          "0 passed, 1 failed, 0 skipped")
 
+    def test_sanitizers_are_told_to_fail_tests(self) -> None:
+        write(self.test, "#!/bin/sh\necho 1..1\n"
+                         "case $ASAN_OPTIONS,$UBSAN_OPTIONS in\n"
+                         "*detect_leaks=1*,*halt_on_error=1*)\n"
+                         "    echo ok 1 /toy/with ;;\n"
+                         "*) echo ok 1 /toy/without '# SKIP no sanitizer'\n"
+                         "esac\n")
+        out = self.succeed("make", "check-sanitizers").splitlines()
+        self.assertEqual(out[-1], "1 passed, 0 failed, 0 skipped")
+        self.fail_with(["skipped: test-toy: /toy/without: no sanitizer",
+                        "0 passed, 0 failed, 1 skipped"], "make", "check")
+
     def test_new_test_is_found(self) -> None:
         write(self.root / "tests" / "functional" / "run.py",
               "print('1..1\\nok 1 functional')\n")

@@ -1,0 +1,78 @@
+/*
+ * A model of a virtio-mem device, and of the memslots that it maps
+ *
+ * What the device has to do is said once more here, as plainly as possible:
+ * tests compare what the device does with what the model says.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef TESTS_VIRTIO_MEM_MODEL_H
+#define TESTS_VIRTIO_MEM_MODEL_H
+
+typedef enum Busy {
+    BUSY_NEVER,
+    /* no memory to back a block */
+    BUSY_PLUG,
+    /* memory can't be given back */
+    BUSY_UNPLUG,
+    /* a migration is running */
+    BUSY_ALWAYS,
+} Busy;
+
+typedef struct Model {
+    uint64_t addr;
+    uint64_t region_size;
+    uint64_t block_size;
+    /* what the device adds to the requested size to get the usable region */
+    uint64_t usable_extent;
+    /* size of all memslots but the last one; 0 without multiple-memslots */
+    uint64_t memslot_size;
+    bool unplugged_inaccessible;
+    uint64_t requested_size;
+    uint64_t usable_size;
+    Busy busy;
+    /* KVM takes no more memslots */
+    bool no_memslots;
+    /* listeners take no more than that; 0 for no limit */
+    uint64_t max_plugged;
+    /* one per block */
+    bool *plugged;
+} Model;
+
+/* The bytes that are plugged. */
+uint64_t model_plugged_size(const Model *model);
+
+/*
+ * The host requests a size that is within the region and made of blocks.
+ * Returns false if that is refused.
+ */
+bool model_request_size(Model *model, uint64_t size);
+
+/* Whether the blocks are within the usable region. */
+bool model_valid_range(const Model *model, uint64_t addr, uint64_t nb_blocks);
+
+/* Returns how many blocks of the range, which has to be valid, are plugged. */
+uint64_t model_count_plugged(const Model *model, uint64_t addr,
+                             uint64_t nb_blocks);
+
+/* Sets the state of blocks, with no question asked. */
+void model_set_plugged(Model *model, uint64_t addr, uint64_t nb_blocks,
+                       bool value);
+
+/* The requests of a driver: change the model, return VIRTIO_MEM_RESP_*. */
+uint16_t model_plug(Model *model, uint64_t addr, uint64_t nb_blocks);
+uint16_t model_unplug(Model *model, uint64_t addr, uint64_t nb_blocks);
+uint16_t model_unplug_all(Model *model);
+uint16_t model_state(const Model *model, uint64_t addr, uint64_t nb_blocks,
+                     uint16_t *state);
+
+/* The memslots: where they are, and which ones are mapped. */
+uint64_t model_nb_memslots(const Model *model);
+uint64_t model_memslot_offset(const Model *model, uint64_t memslot);
+uint64_t model_memslot_size(const Model *model, uint64_t memslot);
+bool model_memslot_mapped(const Model *model, uint64_t memslot);
+unsigned int model_nb_mapped(const Model *model);
+
+#endif

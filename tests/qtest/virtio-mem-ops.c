@@ -1,0 +1,621 @@
+/*
+ * Bytes as operations on virtio-mem devices
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "qemu/bswap.h"
+#include "qemu/units.h"
+#include "virtio-mem-ops.h"
+#include "virtio-mem-model.h"
+#include "libqos/virtio-mem.h"
+
+/*
+ * An operation takes four bytes: what to do, with which device, and two
+ * arguments. One that is cut off is not run.
+ */
+enum {
+    OP_PLUG,
+    OP_UNPLUG,
+    OP_STATE,
+    OP_UNPLUG_ALL,
+    OP_REQUEST_SIZE,
+    /* followed by a struct virtio_mem_req, as the guest has it in memory */
+    OP_RAW_REQUEST,
+    OP_WRITE,
+    OP_CONFIG,
+    OP_LIMIT_LISTENER,
+    OP_RESET_DEVICE,
+    OP_RESET_SYSTEM,
+    NR_OPS
+};
+
+typedef struct Op {
+    uint8_t code;
+    /* the lower two bits: the device; the others: FLAG_* */
+    uint8_t device;
+    uint8_t a;
+    uint8_t b;
+} Op;
+
+/* The range or size is not aligned. */
+#define FLAG_UNALIGNED (1 << 2)
+/* The argument counts blocks, not strides. */
+#define FLAG_BLOCKS    (1 << 3)
+/* The range starts before the region; the listener has no limit. */
+#define FLAG_OTHER     (1 << 4)
+
+#define NR_DEVICES 4
+
+/* Each region has about as many strides, however many blocks it has. */
+#define NR_STRIDES 32
+/* Ranges may start and end behind the region. */
+#define NR_STRIDES_BEHIND 3
+
+/* Where we probe a memslot, and where programs write to a block. */
+#define PROBE_OFFSET (1 * 4096)
+#define STAMP_OFFSET (2 * 4096)
+
+#define MIN_MEMSLOT_SIZE (1 * GiB)
+
+/* Config space is followed by what reads as all ones. */
+#define CONFIG_SPACE 64
+
+#define LISTENER "/machine/peripheral/listener"
+
+typedef struct DeviceConfig {
+    uint64_t size;
+    uint64_t block_size;
+    bool multiple_memslots;
+    bool unplugged_inaccessible;
+} DeviceConfig;
+
+static const DeviceConfig configs[NR_DEVICES] = {
+    { 4608 * MiB, 128 * MiB, true, true },
+    { 3 * GiB, 64 * MiB, true, false },
+    /* many blocks, more than a request can name in one go by strides */
+    { 2560 * MiB, 2 * MiB, true, true },
+    { 1 * GiB, 32 * MiB, false, false },
+};
+
+typedef struct Device {
+    Model model;
+    QVirtioMEMPCI *pci;
+    char *qom_path;
+    /* what was written to each block and not discarded since */
+    uint64_t *stamps;
+    /* the blocks that were written to by this program */
+    GHashTable *written;
+} Device;
+
+struct VirtioMEMOps {
+    const VirtioMEMHost *host;
+    QPCIBus *bus;
+    /* where the allocation of addresses for BARs starts */
+    uint64_t mmio_start;
+    uint64_t max_populated;
+    uint64_t last_probe;
+    Device devices[NR_DEVICES];
+};
+
+static uint64_t nb_blocks(const Device *dev)
+{
+    return dev->model.region_size / dev->model.block_size;
+}
+
+static uint64_t stride(const Device *dev)
+{
+    return nb_blocks(dev) / NR_STRIDES ?: 1;
+}
+
+static uint64_t plugged_size_of_all(const VirtioMEMOps *ops)
+{
+    uint64_t size = 0;
+    unsigned int i;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        size += model_plugged_size(&ops->devices[i].model);
+    }
+    return size;
+}
+
+/* ---- Checks ---- */
+
+static void check_config(const Device *dev)
+{
+    const Model *model = &dev->model;
+    struct virtio_mem_config config;
+
+    qvirtio_mem_read_config(&dev->pci->mem, &config);
+    g_assert_cmphex(config.block_size, ==, model->block_size);
+    g_assert_cmpint(config.node_id, ==, 0);
+    g_assert_cmphex(config.addr, ==, model->addr);
+    g_assert_cmphex(config.region_size, ==, model->region_size);
+    g_assert_cmphex(config.usable_region_size, ==, model->usable_size);
+    g_assert_cmphex(config.plugged_size, ==, model_plugged_size(model));
+    g_assert_cmphex(config.requested_size, ==, model->requested_size);
+}
+
+/* What is written stays only where something is mapped. */
+static void probe_memslot(VirtioMEMOps *ops, const Device *dev,
+                          unsigned int memslot)
+{
+    const uint64_t addr = dev->model.addr + PROBE_OFFSET +
+                          model_memslot_offset(&dev->model, memslot);
+    const uint64_t value = ++ops->last_probe;
+
+    qtest_writeq(ops->host->qts, addr, value);
+    g_assert_cmphex(qtest_readq(ops->host->qts, addr), ==,
+                    model_memslot_mapped(&dev->model, memslot) ? value : 0);
+}
+
+static uint64_t stamp_addr(const Device *dev, uint64_t block)
+{
+    return dev->model.addr + block * dev->model.block_size + STAMP_OFFSET;
+}
+
+static bool block_is_mapped(const Device *dev, uint64_t block)
+{
+    const uint64_t memslot_size = model_memslot_size(&dev->model, 0);
+
+    return model_memslot_mapped(&dev->model,
+                                block * dev->model.block_size / memslot_size);
+}
+
+static void check_block(VirtioMEMOps *ops, const Device *dev, uint64_t block)
+{
+    g_assert_cmphex(qtest_readq(ops->host->qts, stamp_addr(dev, block)), ==,
+                    block_is_mapped(dev, block) ? dev->stamps[block] : 0);
+}
+
+static void check_device(VirtioMEMOps *ops, const Device *dev)
+{
+    GHashTableIter iter;
+    void *block;
+    unsigned int i;
+
+    check_config(dev);
+    for (i = 0; i < model_nb_memslots(&dev->model); i++) {
+        probe_memslot(ops, dev, i);
+    }
+    g_hash_table_iter_init(&iter, dev->written);
+    while (g_hash_table_iter_next(&iter, &block, NULL)) {
+        check_block(ops, dev, GPOINTER_TO_UINT(block));
+    }
+}
+
+static void check_totals(VirtioMEMOps *ops)
+{
+    const VirtioMEMHost *host = ops->host;
+    unsigned int i, nb_mapped = 0;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        nb_mapped += model_nb_mapped(&ops->devices[i].model);
+    }
+    g_assert_cmpuint(host->nb_mapped(host->qts), ==, nb_mapped);
+    g_assert_cmphex(host->get(host->qts, LISTENER, "populated"), ==,
+                    plugged_size_of_all(ops));
+    g_assert_cmpuint(host->get(host->qts, LISTENER, "errors"), ==, 0);
+}
+
+static void check_all(VirtioMEMOps *ops)
+{
+    unsigned int i;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        check_device(ops, &ops->devices[i]);
+    }
+    check_totals(ops);
+}
+
+/* ---- Operations ---- */
+
+static void discarded(Device *dev, uint64_t first, uint64_t count)
+{
+    memset(&dev->stamps[first], 0, count * sizeof(*dev->stamps));
+}
+
+/* A request, as it is defined, and the response that the model expects. */
+static uint16_t expect_response(VirtioMEMOps *ops, Device *dev, uint16_t type,
+                                uint64_t addr, uint16_t count, uint16_t *state)
+{
+    Model *model = &dev->model;
+    const uint64_t first = (addr - model->addr) / model->block_size;
+    uint16_t resp;
+
+    switch (type) {
+    case VIRTIO_MEM_REQ_PLUG:
+        model->busy = plugged_size_of_all(ops) + count * model->block_size >
+                      ops->max_populated ? BUSY_PLUG : BUSY_NEVER;
+        resp = model_plug(model, addr, count);
+        if (resp == VIRTIO_MEM_RESP_BUSY) {
+            discarded(dev, first, count);
+        }
+        return resp;
+    case VIRTIO_MEM_REQ_UNPLUG:
+        resp = model_unplug(model, addr, count);
+        if (resp == VIRTIO_MEM_RESP_ACK) {
+            discarded(dev, first, count);
+        }
+        return resp;
+    case VIRTIO_MEM_REQ_UNPLUG_ALL:
+        discarded(dev, 0, nb_blocks(dev));
+        return model_unplug_all(model);
+    case VIRTIO_MEM_REQ_STATE:
+        return model_state(model, addr, count, state);
+    default:
+        g_assert_not_reached();
+    }
+}
+
+static bool request_is_known(uint16_t type)
+{
+    return type == VIRTIO_MEM_REQ_PLUG || type == VIRTIO_MEM_REQ_UNPLUG ||
+           type == VIRTIO_MEM_REQ_UNPLUG_ALL || type == VIRTIO_MEM_REQ_STATE;
+}
+
+static void request(VirtioMEMOps *ops, Device *dev,
+                    const struct virtio_mem_req *req, size_t req_size,
+                    size_t resp_size)
+{
+    const uint16_t type = le16_to_cpu(req->type);
+    g_autofree uint8_t *buf = g_malloc0(MAX(req_size, sizeof(*req)));
+    union {
+        struct virtio_mem_resp resp;
+        uint8_t bytes[64];
+    } shown, expected;
+    uint16_t state = 0;
+    bool responded;
+
+    g_assert_cmpuint(resp_size, <=, sizeof(shown));
+    memset(&expected, 0xff, sizeof(expected));
+    memcpy(buf, req, sizeof(*req));
+    responded = qvirtio_mem_request(&dev->pci->mem, buf, req_size, &shown,
+                                    resp_size);
+
+    if (req_size < sizeof(*req) || resp_size < sizeof(shown.resp) ||
+        !request_is_known(type)) {
+        g_assert_false(responded);
+        qvirtio_mem_start(&dev->pci->mem);
+        return;
+    }
+
+    g_assert_true(responded);
+    memset(&expected.resp, 0, sizeof(expected.resp));
+    expected.resp.type =
+        cpu_to_le16(expect_response(ops, dev, type,
+                                    le64_to_cpu(req->u.plug.addr),
+                                    le16_to_cpu(req->u.plug.nb_blocks),
+                                    &state));
+    expected.resp.u.state.state = cpu_to_le16(state);
+    g_assert_cmpmem(&shown, resp_size, &expected, resp_size);
+}
+
+static void op_request(VirtioMEMOps *ops, Device *dev, uint16_t type,
+                       const Op *op)
+{
+    const uint64_t block_size = dev->model.block_size;
+    const unsigned int range = nb_blocks(dev) / stride(dev) +
+                               NR_STRIDES_BEHIND;
+    uint64_t addr = dev->model.addr +
+                    (op->a % range) * stride(dev) * block_size;
+    struct virtio_mem_req req = {
+        .type = cpu_to_le16(type),
+        .u.plug.nb_blocks = cpu_to_le16(op->device & FLAG_BLOCKS ? op->b :
+                                        op->b % range * stride(dev)),
+    };
+
+    if (op->device & FLAG_UNALIGNED) {
+        addr += op->b * 4096;
+    }
+    if (op->device & FLAG_OTHER) {
+        addr -= stride(dev) * block_size;
+    }
+    req.u.plug.addr = cpu_to_le64(addr);
+    request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
+}
+
+static void op_raw_request(VirtioMEMOps *ops, Device *dev, const Op *op,
+                           struct virtio_mem_req *req)
+{
+    size_t req_size = sizeof(*req), resp_size = sizeof(struct virtio_mem_resp);
+
+    if (op->a & 0x80) {
+        req_size = 1 + op->a % 0x40;
+    }
+    if (op->b & 0x80) {
+        resp_size = 1 + op->b % 0x40;
+    }
+    if (op->device & FLAG_OTHER) {
+        req->u.plug.addr = cpu_to_le64(le64_to_cpu(req->u.plug.addr) +
+                                       dev->model.addr);
+    }
+    request(ops, dev, req, req_size, resp_size);
+}
+
+static void request_size(VirtioMEMOps *ops, Device *dev, uint64_t size)
+{
+    const VirtioMEMHost *host = ops->host;
+    const bool valid = size <= dev->model.region_size &&
+                       size % dev->model.block_size == 0;
+
+    g_assert_cmpint(host->set(host->qts, dev->qom_path, "requested-size", size),
+                    ==, valid);
+    if (valid) {
+        model_request_size(&dev->model, size);
+    }
+}
+
+static void op_request_size(VirtioMEMOps *ops, Device *dev, const Op *op)
+{
+    const unsigned int range = nb_blocks(dev) / stride(dev) +
+                               NR_STRIDES_BEHIND;
+    uint64_t size = op->a % range * stride(dev) * dev->model.block_size;
+
+    if (op->device & FLAG_BLOCKS) {
+        size += op->b * dev->model.block_size;
+    }
+    if (op->device & FLAG_UNALIGNED) {
+        size += op->b * 4096;
+    }
+    request_size(ops, dev, size);
+}
+
+/* Also where no memory is plugged: that must do no harm. */
+static void op_write(VirtioMEMOps *ops, Device *dev, const Op *op)
+{
+    const uint64_t block = op->a * stride(dev) % nb_blocks(dev);
+
+    check_block(ops, dev, block);
+    qtest_writeq(ops->host->qts, stamp_addr(dev, block), op->b);
+    if (block_is_mapped(dev, block)) {
+        dev->stamps[block] = op->b;
+    }
+    g_hash_table_add(dev->written, GUINT_TO_POINTER(block));
+}
+
+/* Drivers can't change the configuration, nor read what is not there. */
+static void op_config(Device *dev, const Op *op)
+{
+    QVirtioPCIDevice *pci = &dev->pci->pci_vdev;
+    const unsigned int pos = op->a % CONFIG_SPACE;
+    const uint64_t offset = pci->device_cfg_offset + pos;
+    const unsigned int size = 1 << (op->a >> 6) % 3;
+    uint32_t value;
+
+    switch (size) {
+    case 1:
+        qpci_io_writeb(pci->pdev, pci->bar, offset, op->b);
+        value = qpci_io_readb(pci->pdev, pci->bar, offset);
+        break;
+    case 2:
+        qpci_io_writew(pci->pdev, pci->bar, offset, op->b);
+        value = qpci_io_readw(pci->pdev, pci->bar, offset);
+        break;
+    default:
+        qpci_io_writel(pci->pdev, pci->bar, offset, op->b);
+        value = qpci_io_readl(pci->pdev, pci->bar, offset);
+        break;
+    }
+    if (pos >= sizeof(struct virtio_mem_config)) {
+        g_assert_cmphex(value, ==, MAKE_64BIT_MASK(0, 8 * size));
+    }
+}
+
+static void limit_listener(VirtioMEMOps *ops, uint64_t max_populated)
+{
+    const VirtioMEMHost *host = ops->host;
+
+    g_assert_true(host->set(host->qts, LISTENER, "max-populated",
+                            max_populated));
+    ops->max_populated = max_populated;
+}
+
+static void reset_system(VirtioMEMOps *ops)
+{
+    unsigned int i;
+
+    ops->host->system_reset(ops->host->qts);
+    /* No BAR is mapped any more; libqos does not reclaim addresses. */
+    ops->bus->mmio_alloc_ptr = ops->mmio_start;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        Device *dev = &ops->devices[i];
+
+        model_unplug_all(&dev->model);
+        discarded(dev, 0, nb_blocks(dev));
+        qvirtio_mem_pci_start(dev->pci);
+    }
+}
+
+static void run_op(VirtioMEMOps *ops, const Op *op, struct virtio_mem_req *req)
+{
+    Device *dev = &ops->devices[op->device % NR_DEVICES];
+
+    switch (op->code % NR_OPS) {
+    case OP_PLUG:
+        op_request(ops, dev, VIRTIO_MEM_REQ_PLUG, op);
+        break;
+    case OP_UNPLUG:
+        op_request(ops, dev, VIRTIO_MEM_REQ_UNPLUG, op);
+        break;
+    case OP_STATE:
+        op_request(ops, dev, VIRTIO_MEM_REQ_STATE, op);
+        break;
+    case OP_UNPLUG_ALL:
+        op_request(ops, dev, VIRTIO_MEM_REQ_UNPLUG_ALL, op);
+        break;
+    case OP_REQUEST_SIZE:
+        op_request_size(ops, dev, op);
+        break;
+    case OP_RAW_REQUEST:
+        op_raw_request(ops, dev, op, req);
+        break;
+    case OP_WRITE:
+        op_write(ops, dev, op);
+        break;
+    case OP_CONFIG:
+        op_config(dev, op);
+        break;
+    case OP_LIMIT_LISTENER:
+        limit_listener(ops, op->device & FLAG_OTHER ? UINT64_MAX :
+                            op->a * 32 * MiB);
+        break;
+    case OP_RESET_DEVICE:
+        qvirtio_mem_start(&dev->pci->mem);
+        break;
+    case OP_RESET_SYSTEM:
+        reset_system(ops);
+        break;
+    }
+}
+
+/* ---- Programs ---- */
+
+static bool take(const uint8_t **data, size_t *size, void *into, size_t count)
+{
+    if (*size < count) {
+        return false;
+    }
+    memcpy(into, *data, count);
+    *data += count;
+    *size -= count;
+    return true;
+}
+
+static void reset_devices(VirtioMEMOps *ops)
+{
+    unsigned int i;
+
+    limit_listener(ops, UINT64_MAX);
+    for (i = 0; i < NR_DEVICES; i++) {
+        const struct virtio_mem_req req = {
+            .type = cpu_to_le16(VIRTIO_MEM_REQ_UNPLUG_ALL),
+        };
+        Device *dev = &ops->devices[i];
+
+        g_hash_table_remove_all(dev->written);
+        request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
+        request_size(ops, dev, dev->model.region_size);
+    }
+    check_all(ops);
+}
+
+static void check_all_blocks(VirtioMEMOps *ops)
+{
+    unsigned int i, block;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        const Device *dev = &ops->devices[i];
+
+        for (block = 0; block < nb_blocks(dev); block += stride(dev)) {
+            check_block(ops, dev, block);
+        }
+    }
+}
+
+void virtio_mem_ops_run(VirtioMEMOps *ops, const uint8_t *data, size_t size)
+{
+    struct virtio_mem_req req = { };
+    Op op;
+
+    QEMU_BUILD_BUG_ON(sizeof(op) != 4);
+
+    reset_devices(ops);
+    while (take(&data, &size, &op, sizeof(op))) {
+        if (op.code % NR_OPS == OP_RAW_REQUEST &&
+            !take(&data, &size, &req, sizeof(req))) {
+            break;
+        }
+        run_op(ops, &op, &req);
+        /* The others are looked at in the end, and part of the totals. */
+        check_device(ops, &ops->devices[op.device % NR_DEVICES]);
+        check_totals(ops);
+    }
+    check_all(ops);
+    check_all_blocks(ops);
+}
+
+/* ---- The machine ---- */
+
+char *virtio_mem_ops_args(void)
+{
+    GString *args = g_string_new("-nodefaults -machine pc -m 128M,maxmem=32G"
+                                 " -device ram-discard-testdev,id=listener");
+    unsigned int i;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        const DeviceConfig *config = &configs[i];
+
+        g_string_append_printf(args, " -object memory-backend-ram,id=mem%u,"
+                               "size=%" PRIu64 ",reserve=off"
+                               " -device virtio-mem-pci,id=vm%u,memdev=mem%u,"
+                               "addr=%02x.0,block-size=%" PRIu64 ","
+                               "multiple-memslots=%s,"
+                               "unplugged-inaccessible=%s",
+                               i, config->size, i, i, 4 + i, config->block_size,
+                               config->multiple_memslots ? "on" : "off",
+                               config->unplugged_inaccessible ? "on" : "off");
+    }
+    return g_string_free(args, false);
+}
+
+static void device_init(VirtioMEMOps *ops, unsigned int i,
+                        QGuestAllocator *alloc)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(4 + i, 0) };
+    Device *dev = &ops->devices[i];
+    struct virtio_mem_config config;
+
+    dev->pci = qvirtio_mem_pci_new(ops->bus, &addr, alloc);
+    qvirtio_mem_pci_start(dev->pci);
+    dev->qom_path = g_strdup_printf("/machine/peripheral/vm%u", i);
+
+    /* The machine chooses the address. */
+    qvirtio_mem_read_config(&dev->pci->mem, &config);
+    dev->model = (Model) {
+        .addr = config.addr,
+        .region_size = configs[i].size,
+        .block_size = configs[i].block_size,
+        .usable_extent = 256 * MiB,
+        .memslot_size = configs[i].multiple_memslots ? MIN_MEMSLOT_SIZE : 0,
+        .unplugged_inaccessible = configs[i].unplugged_inaccessible,
+    };
+    dev->model.plugged = g_new0(bool, nb_blocks(dev));
+    dev->stamps = g_new0(uint64_t, nb_blocks(dev));
+    dev->written = g_hash_table_new(NULL, NULL);
+}
+
+VirtioMEMOps *virtio_mem_ops_new(const VirtioMEMHost *host, QPCIBus *bus,
+                                 QGuestAllocator *alloc)
+{
+    VirtioMEMOps *ops = g_new0(VirtioMEMOps, 1);
+    unsigned int i;
+
+    ops->host = host;
+    ops->bus = bus;
+    ops->mmio_start = bus->mmio_alloc_ptr;
+    for (i = 0; i < NR_DEVICES; i++) {
+        device_init(ops, i, alloc);
+    }
+    return ops;
+}
+
+void virtio_mem_ops_free(VirtioMEMOps *ops)
+{
+    unsigned int i;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        Device *dev = &ops->devices[i];
+
+        qvirtio_mem_pci_free(dev->pci);
+        g_free(dev->qom_path);
+        g_free(dev->model.plugged);
+        g_free(dev->stamps);
+        g_hash_table_unref(dev->written);
+    }
+    g_free(ops);
+}
