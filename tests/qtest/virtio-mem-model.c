@@ -19,7 +19,7 @@ uint64_t model_plugged_size(const Model *model)
     return size;
 }
 
-static uint64_t model_wanted_usable_size(const Model *model)
+uint64_t model_wanted_usable_size(const Model *model)
 {
     uint64_t size = model->requested_size + model->usable_extent;
 

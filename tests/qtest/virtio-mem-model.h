@@ -44,6 +44,9 @@ typedef struct Model {
 /* The bytes that are plugged. */
 uint64_t model_plugged_size(const Model *model);
 
+/* The usable region that the requested size asks for. */
+uint64_t model_wanted_usable_size(const Model *model);
+
 /*
  * The host requests a size that is within the region and made of blocks.
  * Returns false if that is refused.
