@@ -6,13 +6,15 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import re
 from pathlib import Path
+from typing import Dict
 
 
-def in_file(pid: int, size: int) -> int:
+def files(pid: int, size: int) -> Dict[int, int]:
     """
-    Bytes of memory in the file in memory (memfd) of some size that a process
-    has open.
+    The files in memory (memfd) of some size that a process has open: how many
+    bytes each has allocated, by inode.
     """
+    found: Dict[int, int] = {}
     for descriptor in Path(f'/proc/{pid}/fd').iterdir():
         try:
             status = descriptor.stat()
@@ -20,8 +22,20 @@ def in_file(pid: int, size: int) -> int:
         except FileNotFoundError:
             continue
         if name.startswith('/memfd:') and status.st_size == size:
-            return status.st_blocks * 512
+            found[status.st_ino] = status.st_blocks * 512
+    return found
+
+
+def shared_memory(pid: int, size: int) -> int:
+    """The inode of a file in memory that a process has open."""
+    for inode in files(pid, size):
+        return inode
     raise KeyError(f'process {pid} has no file in memory of {size} bytes')
+
+
+def in_file(pid: int, size: int) -> int:
+    """Bytes of memory in such a file."""
+    return files(pid, size)[shared_memory(pid, size)]
 
 
 def resident(pid: int, size: int) -> int:

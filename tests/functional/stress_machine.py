@@ -25,6 +25,7 @@ from qemu.qmp import ExecuteError
 import environment
 import mtree
 from drivers import Answer, VirtioBlk, VirtioMem
+from host_memory import files
 from stress_model import OK, PAGE, REFUSED, Device, Memory, Model, Step
 from vhost_backends import Block, TracedMachine
 from vm import MIB, Disagreement, Timeout, first_error, wait_until
@@ -311,7 +312,7 @@ class Host:
             used[dimm.size] += dimm.shared
         agree('sizes and numbers of mappings of the backend',
               {size: [mapping.size
-                      for inode in Footprint(pid).files(size)
+                      for inode in files(pid, size)
                       for mapping in self.disk.backend.mappings(inode)]
                for size in used},
               {size: [size] * count for size, count in used.items()})
@@ -424,23 +425,7 @@ class Footprint:
 
     def shared(self, size: int) -> int:
         """Of files in memory that have a size."""
-        return sum(self.files(size).values())
-
-    def files(self, size: int) -> Dict[int, int]:
-        """
-        The files in memory that have a size: how much each has allocated,
-        by inode.
-        """
-        found: Dict[int, int] = {}
-        for descriptor in Path(f'/proc/{self._pid}/fd').iterdir():
-            try:
-                status = descriptor.stat()
-                name = str(descriptor.readlink())
-            except FileNotFoundError:
-                continue
-            if name.startswith('/memfd:') and status.st_size == size:
-                found[status.st_ino] = 512 * status.st_blocks
-        return found
+        return sum(files(self._pid, size).values())
 
     def anonymous(self, size: int) -> int:
         """Of mappings without a file that have a size."""

@@ -5,7 +5,6 @@ in a VM that emulates a machine which has both.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
-import re
 import unittest
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 

@@ -24,9 +24,10 @@ from qemu.qmp import ExecuteError
 
 import environment
 from drivers import Answer, VirtioMem
+from host_memory import shared_memory
 from vhost_backends import (DEVICE, DEVICE_SLOT, Attachment, Block, Mapping,
                             Net, StorageDaemon, Testpmd, TracedMachine,
-                            peer_qemu, shared_memory)
+                            peer_qemu)
 from vm import (BOOT_STALL, GIB, MIB, VirtualMachine, plugged_memslots,
                 wait_until)
 

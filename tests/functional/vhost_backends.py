@@ -18,6 +18,7 @@ from typing import IO, Dict, List, Optional, Sequence, Tuple, Type
 import environment
 import mtree
 from drivers import Machine, VirtioBlk, VirtioNet
+from host_memory import shared_memory
 from vm import GIB, MIB, VirtualMachine, wait_until
 
 DEVICE, MEMORY, DEVICE_SLOT = 'vmem0', 'mem0', 5
@@ -58,19 +59,6 @@ class Mapping:
     """A part of its address space where a process has a file."""
     address: int
     size: int
-
-
-def shared_memory(pid: int, size: int) -> int:
-    """The inode of a file in memory that a process has open."""
-    for descriptor in Path(f'/proc/{pid}/fd').iterdir():
-        try:
-            status = descriptor.stat()
-            name = str(descriptor.readlink())
-        except FileNotFoundError:
-            continue
-        if name.startswith('/memfd:') and status.st_size == size:
-            return status.st_ino
-    raise KeyError(f'process {pid} has no file in memory of {size} bytes')
 
 
 def is_listening(socket: Path) -> bool:
