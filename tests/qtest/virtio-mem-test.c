@@ -2417,17 +2417,17 @@ static void test_listeners_double_discard(const TestCase *test)
  */
 static void test_listeners_come_and_go(const TestCase *test)
 {
-    DeviceConfig configs[MAX_DEVICES] = { test->config, test->config };
+    DeviceConfig configs[] = { test->config, test->config };
     bool listening = true;
     unsigned int i;
     TestVM *vm;
 
-    vm = vm_start_with(test, configs, MAX_DEVICES, TESTDEV);
-    for (i = 0; i < MAX_DEVICES; i++) {
+    vm = vm_start_with(test, configs, ARRAY_SIZE(configs), TESTDEV);
+    for (i = 0; i < ARRAY_SIZE(configs); i++) {
         request_size(vm, i, vm_model(vm, i)->region_size);
     }
     for (i = 0; i < RANDOM_STEPS; i++) {
-        random_step(vm, random_below(MAX_DEVICES));
+        random_step(vm, random_below(ARRAY_SIZE(configs)));
         check_listeners(vm);
         if (!random_below(4)) {
             listening = !listening;
