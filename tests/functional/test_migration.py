@@ -7,7 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import unittest
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import environment
 import mtree
@@ -38,6 +38,12 @@ OFF = Host('off', 'off')
 STOCK = Host('stock', None)
 # Holds each pair of ON and OFF, and STOCK as source and as destination.
 JOURNEY = (STOCK, ON, ON, OFF, ON, STOCK)
+
+
+def guest_visible(device: Dict[str, Any]) -> Dict[str, Any]:
+    """What does not depend on how the host maps the device."""
+    return {name: value for name, value in device.items()
+            if name not in ('memslots', 'active-memslots', 'mapped-size')}
 
 
 class MigrationTests:
@@ -120,12 +126,12 @@ class MigrationTests:
             vm = self.machine(new)
             vm.add_incoming()
             vm.launch()
-            before = source.memory_device(NAME)
+            before = guest_visible(source.memory_device(NAME))
             mapped = source.mapped_memslots(NAME) if old is ON else None
             source.migrate_to(vm)
             source.shutdown()
 
-            self.assertEqual(vm.memory_device(NAME), before)
+            self.assertEqual(guest_visible(vm.memory_device(NAME)), before)
             self.assert_mapped(vm, new)
             if new is ON and mapped is not None:
                 self.assertEqual(vm.mapped_memslots(NAME), mapped)
