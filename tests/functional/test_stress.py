@@ -294,6 +294,17 @@ class TestKnown(unittest.TestCase):
             'device_add 0x80000000 0x200000 1 1 1; '
             + 20 * 'dimm_add 0xc000000 0; dimm_remove 0; savevm 0; '))
 
+    def test_loaded_while_stopped(self) -> None:
+        """A snapshot is loaded into a machine that does not run."""
+        for _ in range(3):
+            Stress('tcg').replay(False, parse_steps(
+                'device_add 0x6c000000 0x1000000 1 1 1; '
+                'request 0 0x6c000000; plug 0 0x63000000 9; '
+                'write 0 0x6a000000 10; savevm 1; stop; loadvm 1; '
+                # One that is still to be discarded must not be, either.
+                'cont; unplug 0 0x63000000 9; loadvm 1; unplug_all 0; '
+                'loadvm 1'))
+
 
 class Machines:
     """What is tested with each accelerator."""
