@@ -18,6 +18,15 @@ from sandbox import SandboxTest, diff_of_line, mail, tiny_qemu, write
 UNREACHABLE = "http://127.0.0.1:9/debian"
 
 
+def as_nobody(build: Path) -> list[str]:
+    """What runs a command without root's rights, in a new build directory."""
+    if os.geteuid() != 0:
+        return []
+    build.mkdir()
+    os.chown(build, 65534, 65534)
+    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
 class Configure(SandboxTest):
     def test_makes_a_build_that_builds(self) -> None:
         self.configure()
@@ -94,16 +103,10 @@ class Configure(SandboxTest):
 
     def test_missing_package_without_root(self) -> None:
         shutil.rmtree(self.build, ignore_errors=True)
-        as_nobody: list[str] = []
-        if os.geteuid() == 0:
-            self.build.mkdir()
-            os.chown(self.build, 65534, 65534)
-            as_nobody = ["setpriv", "--reuid=65534", "--regid=65534",
-                         "--clear-groups"]
         self.fail_with(
             ["are missing", "--install-deps",
              "apt-get install libglib2.0-dev libpixman-1-dev zlib1g-dev\n"],
-            *as_nobody, "./configure", f"--qemu-src={self.source}",
+            *as_nobody(self.build), "./configure", f"--qemu-src={self.source}",
             env={"PKG_CONFIG_LIBDIR": "/nowhere", "PKG_CONFIG_PATH": ""})
         self.assert_not_half_made()
 
@@ -217,15 +220,9 @@ class AnotherBuild(SandboxTest):
                       self.options(self.build))
 
     def test_fuzzing_names_what_it_needs(self) -> None:
-        as_nobody: list[str] = []
-        if os.geteuid() == 0:
-            self.build.mkdir()
-            os.chown(self.build, 65534, 65534)
-            as_nobody = ["setpriv", "--reuid=65534", "--regid=65534",
-                         "--clear-groups"]
         self.fail_with(
             ["are missing", " clang ", " libclang-rt-dev"],
-            *as_nobody, "./configure", f"--qemu-src={self.source}",
+            *as_nobody(self.build), "./configure", f"--qemu-src={self.source}",
             "--enable-fuzzing", "--cc=clang-of-nobody")
         self.assert_not_half_made()
 

@@ -7,7 +7,6 @@
 
 #include "qemu/osdep.h"
 #include "virtio-mem-model.h"
-#include "standard-headers/linux/virtio_mem.h"
 
 uint64_t model_plugged_size(const Model *model)
 {
@@ -199,4 +198,16 @@ unsigned int model_nb_mapped(const Model *model)
         count += model_memslot_mapped(model, i);
     }
     return count;
+}
+
+void model_check_config(const Model *model,
+                        const struct virtio_mem_config *config)
+{
+    g_assert_cmphex(config->block_size, ==, model->block_size);
+    g_assert_cmpint(config->node_id, ==, 0);
+    g_assert_cmphex(config->addr, ==, model->addr);
+    g_assert_cmphex(config->region_size, ==, model->region_size);
+    g_assert_cmphex(config->usable_region_size, ==, model->usable_size);
+    g_assert_cmphex(config->plugged_size, ==, model_plugged_size(model));
+    g_assert_cmphex(config->requested_size, ==, model->requested_size);
 }

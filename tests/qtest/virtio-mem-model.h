@@ -11,6 +11,8 @@
 #ifndef TESTS_VIRTIO_MEM_MODEL_H
 #define TESTS_VIRTIO_MEM_MODEL_H
 
+#include "standard-headers/linux/virtio_mem.h"
+
 typedef enum Busy {
     BUSY_NEVER,
     /* no memory to back a block */
@@ -77,5 +79,9 @@ uint64_t model_memslot_offset(const Model *model, uint64_t memslot);
 uint64_t model_memslot_size(const Model *model, uint64_t memslot);
 bool model_memslot_mapped(const Model *model, uint64_t memslot);
 unsigned int model_nb_mapped(const Model *model);
+
+/* The test fails unless the configuration (host byte order) is the model's. */
+void model_check_config(const Model *model,
+                        const struct virtio_mem_config *config);
 
 #endif

@@ -551,13 +551,7 @@ static void check_config(TestVM *vm, Device *dev)
     struct virtio_mem_config config;
 
     qvirtio_mem_read_config(&dev->pci->mem, &config);
-    g_assert_cmphex(config.block_size, ==, model->block_size);
-    g_assert_cmpint(config.node_id, ==, 0);
-    g_assert_cmphex(config.addr, ==, model->addr);
-    g_assert_cmphex(config.region_size, ==, model->region_size);
-    g_assert_cmphex(config.usable_region_size, ==, model->usable_size);
-    g_assert_cmphex(config.plugged_size, ==, model_plugged_size(model));
-    g_assert_cmphex(config.requested_size, ==, model->requested_size);
+    model_check_config(model, &config);
 
     g_assert_cmphex(qom_get_size(vm, dev->qom_path, "size"), ==,
                     model_plugged_size(model));
