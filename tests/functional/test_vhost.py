@@ -549,9 +549,13 @@ class TestGuest(unittest.TestCase):
         self.disk.write_bytes(bytes(self.DATA))
         self.seeds = itertools.count(1000, 1000)
 
-    def machine(self, name: str) -> Tuple[VirtualMachine, StorageDaemon]:
-        """A machine with a virtio-mem device, not started, and its disk."""
-        backend = StorageDaemon(self, self.directory, name, self.disk)
+    def machine(self, name: str,
+                limit: int = 0) -> Tuple[VirtualMachine, StorageDaemon]:
+        """
+        A machine with a virtio-mem device, not started, and its disk, which
+        is as fast as it can, or does @limit requests per second.
+        """
+        backend = StorageDaemon(self, self.directory, name, self.disk, limit)
         backend.start()
         vm = VirtualMachine(environment.qemu_system(), 'tcg', self.RAM,
                             maxmem=self.RAM + self.SIZE,
@@ -569,9 +573,9 @@ class TestGuest(unittest.TestCase):
             *Block.arguments(backend))
         return vm, backend
 
-    def boot(self) -> Tuple[VirtualMachine, StorageDaemon]:
+    def boot(self, limit: int = 0) -> Tuple[VirtualMachine, StorageDaemon]:
         """A guest that has plugged memory and found its disk."""
-        vm, backend = self.machine('first')
+        vm, backend = self.machine('first', limit)
         vm.launch()
         assert vm.guest is not None
         vm.guest.wait_ready(BOOT_STALL)
@@ -681,8 +685,8 @@ class TestGuest(unittest.TestCase):
             self.finish_io(vm, self.start_io(vm))
 
     def test_migration(self) -> None:
-        """I/O while the guest is migrated."""
-        source, _ = self.boot()
+        """I/O while the guest is migrated, some of it not done when it stops."""
+        source, _ = self.boot(limit=100)
         target, backend = self.machine('second')
         target.add_incoming()
         target.launch()

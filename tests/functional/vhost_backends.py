@@ -151,20 +151,27 @@ class Backend:
 
 
 class StorageDaemon(Backend):
-    """QEMU's own, with a block device; it can hold 32 memory regions."""
+    """
+    QEMU's own, with a block device; it can hold 32 memory regions. A limit
+    for the requests per second keeps some always in flight.
+    """
     LIMIT = 32
 
     def __init__(self, test: unittest.TestCase, directory: Path, name: str,
-                 disk: Path) -> None:
+                 disk: Path, limit: int = 0) -> None:
         super().__init__(test, directory, name)
         self._disk = disk
+        self._limit = limit
 
     def command(self) -> Sequence[str]:
         return [
             str(environment.build_dir() / 'qemu-storage-daemon'),
             # Both ends of a migration have the file open.
-            '--blockdev', 'driver=file,node-name=disk,locking=off,'
-                          f'filename={self._disk}',
+            '--object', f'throttle-group,id=limits,'
+                        f'limits.iops-total={self._limit}',
+            '--blockdev', 'driver=throttle,throttle-group=limits,'
+                          'node-name=disk,file.driver=file,'
+                          f'file.locking=off,file.filename={self._disk}',
             '--export', 'type=vhost-user-blk,id=export,node-name=disk,'
                         'writable=on,num-queues=2,addr.type=unix,'
                         f'addr.path={self.socket}']
