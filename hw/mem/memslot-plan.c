@@ -45,10 +45,46 @@ static bool memslot_plan_check_input(const MemslotPlanInput *input,
                    " memslot is required");
         return false;
     }
+    if (!input->spread) {
+        error_setg(errp, "a spread of 0 is too small, memslots have to be at"
+                   " least as large as equal ones would be");
+        return false;
+    }
     return true;
 }
 
-/* Returns the size of all memslots but the last one. */
+/*
+ * A memslot must not be larger than this share of what lies before it. A fixed
+ * point number: sizes are multiplied by @numerator and shifted by @shift.
+ */
+typedef struct MemslotPlanShare {
+    uint64_t numerator;
+    unsigned int shift;
+} MemslotPlanShare;
+
+/* What limits the size of memslots. */
+typedef struct MemslotPlanLimits {
+    uint64_t min_size;
+    uint64_t max_size;
+    MemslotPlanShare share;
+} MemslotPlanLimits;
+
+static uint64_t memslot_plan_scale(uint64_t size, MemslotPlanShare share)
+{
+    uint64_t low, high;
+
+    mulu64(&low, &high, size, share.numerator);
+    if (share.shift) {
+        low = low >> share.shift | high << (64 - share.shift);
+        high >>= share.shift;
+    }
+    return high ? UINT64_MAX : low;
+}
+
+/*
+ * Returns the size that equal memslots would have, but for the last one;
+ * UINT64_MAX stands for all that is too large.
+ */
 static uint64_t memslot_plan_equal_size(const MemslotPlanInput *input)
 {
     /* Rounding up the quotient keeps the number of memslots in the budget. */
@@ -60,31 +96,133 @@ static uint64_t memslot_plan_equal_size(const MemslotPlanInput *input)
     }
     granule = MAX(granule, 1 * GiB);
     if (fair_size > UINT64_MAX - (granule - 1)) {
-        return input->region_size;
+        return UINT64_MAX;
     }
     return QEMU_ALIGN_UP(fair_size, granule);
 }
 
+/*
+ * Returns what the memslot at the offset must not exceed. The first one has
+ * nothing before it: it is measured by a smallest memslot, all of it plugged.
+ */
+static uint64_t memslot_plan_max_size(const MemslotPlanLimits *limits,
+                                      uint64_t offset)
+{
+    uint64_t size;
+
+    if (offset) {
+        size = memslot_plan_scale(offset, limits->share);
+    } else {
+        size = memslot_plan_scale(limits->min_size, limits->share);
+        size += MIN(limits->min_size, UINT64_MAX - size);
+    }
+    return MAX(limits->min_size, MIN(size, limits->max_size));
+}
+
+/* Returns the largest size up to the given one that spares huge pages. */
+static uint64_t memslot_plan_align_size(const MemslotPlanLimits *limits,
+                                        uint64_t offset, uint64_t size)
+{
+    const uint64_t huge_size = MAX(limits->min_size, 1 * GiB);
+
+    if (size >= huge_size && QEMU_IS_ALIGNED(offset, huge_size)) {
+        return QEMU_ALIGN_DOWN(size, huge_size);
+    }
+    size = pow2floor(size);
+    return offset ? MIN(size, offset & -offset) : size;
+}
+
+/*
+ * Make each memslot as large as the limits allow. As that only depends on where
+ * it starts, no plan within the limits gets further with as many memslots.
+ *
+ * Returns the number of memslots, or zero if it exceeds the budget. Their
+ * boundaries are stored, if wanted: budget + 1 at most.
+ */
+static unsigned int memslot_plan_fill(const MemslotPlanInput *input,
+                                      const MemslotPlanLimits *limits,
+                                      uint64_t *boundaries)
+{
+    unsigned int count = 0;
+    uint64_t offset = 0, size;
+
+    while (offset < input->region_size) {
+        if (count == input->budget) {
+            return 0;
+        }
+        if (boundaries) {
+            boundaries[count] = offset;
+        }
+        count++;
+
+        size = memslot_plan_max_size(limits, offset);
+        if (size >= input->region_size - offset) {
+            offset = input->region_size;
+        } else {
+            offset += memslot_plan_align_size(limits, offset, size);
+        }
+    }
+    if (boundaries) {
+        boundaries[count] = offset;
+    }
+    return count;
+}
+
+/* Find the smallest share that keeps the number of memslots in the budget. */
+static void memslot_plan_find_share(const MemslotPlanInput *input,
+                                    MemslotPlanLimits *limits)
+{
+    const uint64_t most_memslots =
+        (input->region_size - 1) / limits->min_size + 1;
+    /*
+     * With fewer than 2^16 memslots, shares differ by more than 2^-32. There
+     * has to be room for that of the whole region in a smallest memslot.
+     */
+    const unsigned int shift = MIN(clz64(most_memslots), 32);
+    MemslotPlanShare *share = &limits->share;
+    uint64_t too_small, enough;
+
+    *share = (MemslotPlanShare) { 0, shift };
+    if (memslot_plan_fill(input, limits, NULL)) {
+        return;
+    }
+
+    /* Then, the largest size is the only limit, and equal memslots fit. */
+    too_small = 0;
+    enough = UINT64_MAX;
+    while (enough - too_small > 1) {
+        share->numerator = too_small + (enough - too_small) / 2;
+        if (memslot_plan_fill(input, limits, NULL)) {
+            enough = share->numerator;
+        } else {
+            too_small = share->numerator;
+        }
+    }
+    share->numerator = enough;
+}
+
 MemslotPlan *memslot_plan_new(const MemslotPlanInput *input, Error **errp)
 {
+    MemslotPlanLimits limits;
     MemslotPlan *plan;
-    uint64_t memslot_size;
-    unsigned int i, count;
+    uint64_t equal_size;
+    unsigned int count;
 
     if (!memslot_plan_check_input(input, errp)) {
         return NULL;
     }
 
-    memslot_size = memslot_plan_equal_size(input);
-    count = (input->region_size - 1) / memslot_size + 1;
+    equal_size = memslot_plan_equal_size(input);
+    limits.min_size = MAX(input->alignment, input->min_memslot_size);
+    limits.max_size = equal_size > UINT64_MAX / input->spread ?
+                      UINT64_MAX : equal_size * input->spread;
+    memslot_plan_find_share(input, &limits);
 
+    count = memslot_plan_fill(input, &limits, NULL);
     plan = g_malloc(sizeof(*plan) +
                     (count + 1) * sizeof(plan->boundaries[0]));
     plan->count = count;
-    for (i = 0; i < count; i++) {
-        plan->boundaries[i] = i * memslot_size;
-    }
-    plan->boundaries[count] = input->region_size;
+    memslot_plan_fill(input, &limits, plan->boundaries);
     return plan;
 }
 

@@ -17,6 +17,8 @@
 
 #include "qemu/osdep.h"
 #include "qemu/units.h"
+#include "qapi/error.h"
+#include "hw/mem/memslot-plan.h"
 #include "libqtest.h"
 #include "libqos/host.h"
 #include "libqos/libqos-pc.h"
@@ -90,7 +92,7 @@ typedef struct Mem {
 
     /* of virtio-mem only */
     QVirtioMEMPCI *pci;
-    uint64_t memslot_size;
+    MemslotPlan *plan;
     uint64_t addr;
     uint64_t block_size;
     uint64_t requested_size;
@@ -220,15 +222,16 @@ static bool any_plugged(const Mem *mem, uint64_t offset, uint64_t size)
 
 static bool memslot_mapped(const Mem *mem, unsigned int memslot)
 {
-    const uint64_t offset = memslot * mem->memslot_size;
+    uint64_t offset;
 
     if (!mem->config.multiple) {
         return true;
     }
+    offset = memslot_plan_offset(mem->plan, memslot);
     if (!mem->config.inaccessible) {
         return offset < mem->usable_size;
     }
-    return any_plugged(mem, offset, mem->memslot_size);
+    return any_plugged(mem, offset, memslot_plan_size(mem->plan, memslot));
 }
 
 /* How many memslots are mapped */
@@ -450,17 +453,18 @@ static unsigned int model_budget(const TestVM *vm, const MemConfig *config)
     return MAX(available, 1);
 }
 
-/* Memslots are of equal size, but for the last one. */
 static void model_divide(const TestVM *vm, Mem *mem)
 {
     mem->required = 1;
-    mem->memslot_size = mem->config.size;
     if (mem->config.multiple) {
-        const unsigned int budget = model_budget(vm, &mem->config);
-
-        mem->memslot_size = ROUND_UP(DIV_ROUND_UP(mem->config.size, budget),
-                                     MIN_MEMSLOT_SIZE);
-        mem->required = DIV_ROUND_UP(mem->config.size, mem->memslot_size);
+        mem->plan = memslot_plan_new(&(MemslotPlanInput) {
+            .region_size = mem->config.size,
+            .alignment = mem->block_size,
+            .min_memslot_size = MIN_MEMSLOT_SIZE,
+            .budget = model_budget(vm, &mem->config),
+            .spread = MEMSLOT_PLAN_DEFAULT_SPREAD,
+        }, &error_abort);
+        mem->required = memslot_plan_count(mem->plan);
     }
 }
 
@@ -863,6 +867,7 @@ static void mem_free(gpointer data)
     g_free(mem->id);
     g_free(mem->memdev);
     g_free(mem->plugged);
+    memslot_plan_free(mem->plan);
     g_free(mem);
 }
 
@@ -2173,11 +2178,11 @@ static void test_soft_limit(const TestCase *test)
         uint64_t size;
         unsigned int memslots;
     } devices[] = {
-        { 320 * GiB, 107 },
-        { 64 * GiB, 22 },
-        { 128 * GiB, 43 },
-        { 64 * GiB, 32 },
-        { 60 * GiB, 30 },
+        { 320 * GiB, 126 },
+        { 64 * GiB, 25 },
+        { 128 * GiB, 50 },
+        { 64 * GiB, 25 },
+        { 60 * GiB, 25 },
     };
     TestVM *vm = vm_new_default(test, 648 * GiB);
     const MemConfig last = multiple(true, 2 * GiB);
@@ -3168,6 +3173,18 @@ static uint64_t random_size(Random *r, uint64_t unit, uint64_t max)
     return MIN(size, ROUND_DOWN(max, unit));
 }
 
+/* Returns the start of the memslot that holds the offset. */
+static uint64_t memslot_start(const Mem *mem, uint64_t offset)
+{
+    unsigned int memslot, last;
+
+    if (!mem->plan) {
+        return 0;
+    }
+    memslot_plan_find(mem->plan, offset, 1, &memslot, &last);
+    return memslot_plan_offset(mem->plan, memslot);
+}
+
 /* Returns false if there is nothing in the usable region. */
 static bool random_range(Random *r, const Mem *mem, uint64_t *offset,
                          uint64_t *size)
@@ -3179,7 +3196,7 @@ static bool random_range(Random *r, const Mem *mem, uint64_t *offset,
     }
     *offset = below(r, blocks) * mem->block_size;
     if (coin(r)) {
-        *offset = QEMU_ALIGN_DOWN(*offset, mem->memslot_size);
+        *offset = memslot_start(mem, *offset);
     }
     *size = random_size(r, mem->block_size, mem->usable_size - *offset);
     return true;

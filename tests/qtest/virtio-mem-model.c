@@ -6,6 +6,8 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
 #include "virtio-mem-model.h"
 
 uint64_t model_plugged_size(const Model *model)
@@ -59,30 +61,56 @@ void model_set_plugged(Model *model, uint64_t addr, uint64_t nb_blocks,
     memset(plugged, value, nb_blocks * sizeof(*plugged));
 }
 
+void model_divide(Model *model, unsigned int budget,
+                  uint64_t min_memslot_size)
+{
+    model->plan = memslot_plan_new(&(MemslotPlanInput) {
+        .region_size = model->region_size,
+        .alignment = model->block_size,
+        .min_memslot_size = min_memslot_size,
+        .budget = budget,
+        .spread = MEMSLOT_PLAN_DEFAULT_SPREAD,
+    }, &error_abort);
+}
+
+void model_cleanup(Model *model)
+{
+    g_clear_pointer(&model->plan, memslot_plan_free);
+    g_clear_pointer(&model->plugged, g_free);
+}
+
 uint64_t model_nb_memslots(const Model *model)
 {
-    return model->memslot_size ?
-           DIV_ROUND_UP(model->region_size, model->memslot_size) : 1;
+    return model->plan ? memslot_plan_count(model->plan) : 1;
 }
 
 uint64_t model_memslot_offset(const Model *model, uint64_t memslot)
 {
-    return memslot * model->memslot_size;
+    return model->plan ? memslot_plan_offset(model->plan, memslot) : 0;
 }
 
 uint64_t model_memslot_size(const Model *model, uint64_t memslot)
 {
-    const uint64_t rest = model->region_size -
-                          model_memslot_offset(model, memslot);
+    return model->plan ? memslot_plan_size(model->plan, memslot)
+                       : model->region_size;
+}
 
-    return model->memslot_size ? MIN(rest, model->memslot_size) : rest;
+uint64_t model_memslot_at(const Model *model, uint64_t offset)
+{
+    uint64_t memslot = 0;
+
+    while (model_memslot_offset(model, memslot) +
+           model_memslot_size(model, memslot) <= offset) {
+        memslot++;
+    }
+    return memslot;
 }
 
 bool model_memslot_mapped(const Model *model, uint64_t memslot)
 {
     const uint64_t offset = model_memslot_offset(model, memslot);
 
-    if (!model->memslot_size) {
+    if (!model->plan) {
         return true;
     }
     if (!model->unplugged_inaccessible) {

@@ -11,6 +11,7 @@
 #ifndef TESTS_VIRTIO_MEM_MODEL_H
 #define TESTS_VIRTIO_MEM_MODEL_H
 
+#include "hw/mem/memslot-plan.h"
 #include "standard-headers/linux/virtio_mem.h"
 
 typedef enum Busy {
@@ -29,8 +30,8 @@ typedef struct Model {
     uint64_t block_size;
     /* what the device adds to the requested size to get the usable region */
     uint64_t usable_extent;
-    /* size of all memslots but the last one; 0 without multiple-memslots */
-    uint64_t memslot_size;
+    /* NULL without multiple-memslots */
+    MemslotPlan *plan;
     bool unplugged_inaccessible;
     uint64_t requested_size;
     uint64_t usable_size;
@@ -73,10 +74,21 @@ uint16_t model_unplug_all(Model *model);
 uint16_t model_state(const Model *model, uint64_t addr, uint64_t nb_blocks,
                      uint16_t *state);
 
+/*
+ * Divide the region with multiple-memslots=on. Where memslots start and end is
+ * no question of a model: the unit test of plans knows.
+ */
+void model_divide(Model *model, unsigned int budget,
+                  uint64_t min_memslot_size);
+
+/* Free what belongs to the model. */
+void model_cleanup(Model *model);
+
 /* The memslots: where they are, and which ones are mapped. */
 uint64_t model_nb_memslots(const Model *model);
 uint64_t model_memslot_offset(const Model *model, uint64_t memslot);
 uint64_t model_memslot_size(const Model *model, uint64_t memslot);
+uint64_t model_memslot_at(const Model *model, uint64_t offset);
 bool model_memslot_mapped(const Model *model, uint64_t memslot);
 unsigned int model_nb_mapped(const Model *model);
 

@@ -59,7 +59,8 @@ typedef struct Op {
 #define PROBE_OFFSET (1 * 4096)
 #define STAMP_OFFSET (2 * 4096)
 
-#define MIN_MEMSLOT_SIZE (1 * GiB)
+/* How many memslots there may be, as all others are left to KVM and vhost */
+#define MAX_MEMSLOTS 256
 
 /* Config space is followed by what reads as all ones. */
 #define CONFIG_SPACE 64
@@ -69,16 +70,17 @@ typedef struct Op {
 typedef struct DeviceConfig {
     uint64_t size;
     uint64_t block_size;
-    bool multiple_memslots;
+    /* 0 without multiple-memslots */
+    uint64_t min_memslot_size;
     bool unplugged_inaccessible;
 } DeviceConfig;
 
 static const DeviceConfig configs[NR_DEVICES] = {
-    { 4608 * MiB, 128 * MiB, true, true },
-    { 3 * GiB, 64 * MiB, true, false },
+    { 4608 * MiB, 128 * MiB, 1 * GiB, true },
+    { 3 * GiB, 64 * MiB, 512 * MiB, false },
     /* many blocks, more than a request can name in one go by strides */
-    { 2560 * MiB, 2 * MiB, true, true },
-    { 1 * GiB, 32 * MiB, false, false },
+    { 2560 * MiB, 2 * MiB, 1 * GiB, true },
+    { 1 * GiB, 32 * MiB, 0, false },
 };
 
 typedef struct Device {
@@ -152,10 +154,10 @@ static uint64_t stamp_addr(const Device *dev, uint64_t block)
 
 static bool block_is_mapped(const Device *dev, uint64_t block)
 {
-    const uint64_t memslot_size = model_memslot_size(&dev->model, 0);
+    const uint64_t offset = block * dev->model.block_size;
 
     return model_memslot_mapped(&dev->model,
-                                block * dev->model.block_size / memslot_size);
+                                model_memslot_at(&dev->model, offset));
 }
 
 static void check_block(VirtioMEMOps *ops, const Device *dev, uint64_t block)
@@ -547,11 +549,14 @@ char *virtio_mem_ops_args(void)
                                "size=%" PRIu64 ",reserve=off"
                                " -device virtio-mem-pci,id=vm%u,memdev=mem%u,"
                                "addr=%02x.0,block-size=%" PRIu64 ","
-                               "multiple-memslots=%s,"
                                "unplugged-inaccessible=%s",
                                i, config->size, i, i, 4 + i, config->block_size,
-                               config->multiple_memslots ? "on" : "off",
                                config->unplugged_inaccessible ? "on" : "off");
+        if (config->min_memslot_size) {
+            g_string_append_printf(args, ",multiple-memslots=on,"
+                                   "memslot-min-size=%" PRIu64,
+                                   config->min_memslot_size);
+        }
     }
     return g_string_free(args, false);
 }
@@ -574,9 +579,11 @@ static void device_init(VirtioMEMOps *ops, unsigned int i,
         .region_size = configs[i].size,
         .block_size = configs[i].block_size,
         .usable_extent = 256 * MiB,
-        .memslot_size = configs[i].multiple_memslots ? MIN_MEMSLOT_SIZE : 0,
         .unplugged_inaccessible = configs[i].unplugged_inaccessible,
     };
+    if (configs[i].min_memslot_size) {
+        model_divide(&dev->model, MAX_MEMSLOTS, configs[i].min_memslot_size);
+    }
     dev->model.plugged = g_new0(bool, nb_blocks(dev));
     dev->stamps = g_new0(uint64_t, nb_blocks(dev));
     dev->written = g_hash_table_new(NULL, NULL);
@@ -606,7 +613,7 @@ void virtio_mem_ops_free(VirtioMEMOps *ops)
 
         qvirtio_mem_pci_free(dev->pci);
         g_free(dev->qom_path);
-        g_free(dev->model.plugged);
+        model_cleanup(&dev->model);
         g_free(dev->stamps);
         g_hash_table_unref(dev->written);
     }

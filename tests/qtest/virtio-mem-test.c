@@ -106,9 +106,13 @@ typedef struct DeviceConfig {
     uint64_t size;
     /* 0 for the default; then it has to be what the backend leads to */
     uint64_t block_size;
-    /* expected size of all memslots but the last one */
-    uint64_t memslot_size;
     bool multiple_memslots;
+    /* 0 for the default */
+    uint64_t memslot_min_size;
+    /* 0 for the most there can be */
+    unsigned int memslot_budget;
+    /* expected size of the first memslot */
+    uint64_t first_memslot_size;
     /* NULL for the default, which is auto */
     const char *unplugged_inaccessible;
     /* what that has to lead to */
@@ -335,9 +339,9 @@ static char *expected_regions(const Device *dev)
 
     append_range(out, model->addr, model->region_size);
     g_string_append_printf(out, " %s\n",
-                           model->memslot_size ? "virtio-mem" : dev->memdev);
+                           model->plan ? "virtio-mem" : dev->memdev);
 
-    for (i = 0; model->memslot_size && i < model_nb_memslots(model); i++) {
+    for (i = 0; model->plan && i < model_nb_memslots(model); i++) {
         const uint64_t offset = model_memslot_offset(model, i);
         const uint64_t size = model_memslot_size(model, i);
 
@@ -743,6 +747,10 @@ static char *device_args(unsigned int i, const DeviceConfig *config)
     if (config->multiple_memslots) {
         g_string_append(args, ",multiple-memslots=on");
     }
+    if (config->memslot_min_size) {
+        g_string_append_printf(args, ",memslot-min-size=%" PRIu64,
+                               config->memslot_min_size);
+    }
     /* Where there never was another way, there is nothing to choose. */
     if (config->unplugged_inaccessible && arch->has_legacy_guests) {
         g_string_append_printf(args, ",unplugged-inaccessible=%s",
@@ -781,10 +789,15 @@ static void device_init(TestVM *vm, unsigned int i, const DeviceConfig *config)
         .region_size = config->size,
         .block_size = config->block_size ?: shown.block_size,
         .usable_extent = arch->usable_extent,
-        .memslot_size = config->multiple_memslots ? config->memslot_size : 0,
         .unplugged_inaccessible = config->expect_inaccessible,
         .plugged = g_new0(bool, config->size / shown.block_size),
     };
+    if (config->multiple_memslots) {
+        model_divide(&dev->model, config->memslot_budget ?: 256,
+                     config->memslot_min_size ?: 1 * GiB);
+        g_assert_cmphex(model_memslot_size(&dev->model, 0), ==,
+                        MIN(config->first_memslot_size, config->size));
+    }
     model_request_size(&dev->model, config->requested_size);
     vm->nb_devices = MAX(vm->nb_devices, i + 1);
 
@@ -971,7 +984,7 @@ static void vm_stop(TestVM *vm)
         qvirtio_mem_pci_free(dev->pci);
         g_free(dev->memdev);
         g_free(dev->qom_path);
-        g_free(dev->model.plugged);
+        model_cleanup(&dev->model);
         g_array_unref(dev->was_mapped);
     }
     qtest_shutdown(vm->qs);
@@ -1023,10 +1036,10 @@ static void test_lifecycle(const TestCase *test)
     const uint64_t last_offset = model_memslot_offset(model, nb_memslots - 1);
     const uint64_t last_size = model_memslot_size(model, nb_memslots - 1);
     const uint64_t half = ROUND_DOWN(memslot_size / 2, block);
-    const bool on_demand = model->memslot_size && model->unplugged_inaccessible;
+    const bool on_demand = model->plan && model->unplugged_inaccessible;
     uint16_t state;
 
-    g_assert_cmpuint(model_nb_mapped(model), ==, model->memslot_size ? 0 : 1);
+    g_assert_cmpuint(model_nb_mapped(model), ==, model->plan ? 0 : 1);
     request_size(vm, 0, size);
 
     /* The first and the last block of a memslot make it come and go alone. */
@@ -1087,7 +1100,7 @@ static void test_lifecycle(const TestCase *test)
     request_size(vm, 0, 0);
     g_assert_cmpuint(model_nb_mapped(model), ==, nb_memslots);
     assert_ack(unplug_all(vm, 0));
-    g_assert_cmpuint(model_nb_mapped(model), ==, model->memslot_size ? 0 : 1);
+    g_assert_cmpuint(model_nb_mapped(model), ==, model->plan ? 0 : 1);
     /* Nothing is left to be done. */
     assert_ack(unplug_all(vm, 0));
 
@@ -1235,7 +1248,7 @@ static void test_usable_region(const TestCase *test)
     TestVM *vm = vm_start(test);
     Model *model = vm_model(vm, 0);
     const uint64_t block = model->block_size;
-    const bool follows = model->memslot_size && !model->unplugged_inaccessible;
+    const bool follows = model->plan && !model->unplugged_inaccessible;
     /* The first memslot that the usable region of one block does not touch */
     const uint64_t memslot = model->usable_extent / GiB + 1;
     const uint64_t offset = memslot * GiB;
@@ -2242,6 +2255,18 @@ static void test_failed_realize(const TestCase *test)
         { ",memdev=huge", "not enough space" },
         { ",memdev=none", "not found" },
         { ",memdev=mem0,unplugged-inaccessible=maybe", "maybe" },
+        { ",memdev=mem0,memslot-min-size=64M",
+          "'memslot-min-size' property (0x4000000) has to be a power of two"
+          " and at least 0x8000000" },
+        { ",memdev=mem0,memslot-min-size=384M",
+          "'memslot-min-size' property (0x18000000) has to be a power of two"
+          " and at least 0x8000000" },
+        { ",memdev=mem0,memslot-min-size=0",
+          "'memslot-min-size' property (0x0) has to be a power of two" },
+        { ",memdev=mem0,memslot-min-size=small", "'memslot-min-size'" },
+        { ",memdev=mem0,memslot-min-size=256M,block-size=512M",
+          "'memslot-min-size' property (0x10000000) has to be at least as"
+          " large as 'block-size' (0x20000000)" },
     };
     g_autofree char *backend = NULL;
     g_autofree char *device = device_args(0, &test->config);
@@ -2591,7 +2616,7 @@ static void check_migration(const TestCase *test, bool to_multiple_memslots,
     migrate_to_file(from, path);
 
     config.multiple_memslots = to_multiple_memslots;
-    config.memslot_size = 1 * GiB;
+    config.first_memslot_size = 1 * GiB;
     config.extra_props = extra_props;
     to = boot_destination(test, &config, TESTDEV);
     migrate_from_file(to, path);
@@ -3279,7 +3304,7 @@ static void check_loadvm_failures(TestVM *vm, const TestCase *test,
     assert_hmp(vm, "loadvm a", "");
     device_set_model(vm, saved);
 
-    if (test->kvm && model->memslot_size) {
+    if (test->kvm && model->plan) {
         /* Of two or more memslots, the second is refused. */
         request_size(vm, 0, 0);
         assert_ack(unplug_all(vm, 0));
@@ -3464,7 +3489,8 @@ static void test_kernel_memory(const TestCase *test)
                    used_single.nothing_plugged / (int64_t)KiB);
 
     one_memslot = used_single.nothing_plugged /
-                  (int64_t)(test->config.size / test->config.memslot_size);
+                  (int64_t)(test->config.size /
+                            test->config.first_memslot_size);
     used = measure_kernel_memory(test, &test->config);
     for (i = 1; i < max_attempts &&
                 !kernel_memory_fits(&used, noise, one_memslot); i++) {
@@ -3492,8 +3518,9 @@ static void test_kernel_memory(const TestCase *test)
 #define AUTO_INACCESSIBLE .expect_inaccessible = true
 #define AUTO_ACCESSIBLE .expect_inaccessible = false
 
-#define MULTIPLE(size_, memslot_size_)                                     \
-    .size = size_, .multiple_memslots = true, .memslot_size = memslot_size_
+#define MULTIPLE(size_, first_memslot_size_)                               \
+    .size = size_, .multiple_memslots = true,                              \
+    .first_memslot_size = first_memslot_size_
 #define SINGLE(size_) .size = size_
 
 #define RAM "memory-backend-ram"
@@ -3571,11 +3598,23 @@ static const NamedConfig more_configs[] = {
     { "blocks-of-2g",
       { RAM, MULTIPLE(6 * GiB, 2 * GiB), INACCESSIBLE,
         .block_size = 2 * GiB } },
+    { "memslots-of-128m-inaccessible",
+      { RAM, MULTIPLE(4 * GiB - 64 * MiB, 128 * MiB), INACCESSIBLE,
+        .memslot_min_size = 128 * MiB } },
+    { "memslots-of-128m-accessible",
+      { RAM, MULTIPLE(4 * GiB - 64 * MiB, 128 * MiB), ACCESSIBLE,
+        .memslot_min_size = 128 * MiB } },
+    { "memslots-of-2g",
+      { RAM, MULTIPLE(7 * GiB, 2 * GiB), INACCESSIBLE,
+        .memslot_min_size = 2 * GiB } },
     /* As many memslots as devices may have in all, hence larger ones */
+    { "large-of-128m",
+      { RAM_SPARSE, MULTIPLE(64 * GiB, 128 * MiB), INACCESSIBLE,
+        .memslot_min_size = 128 * MiB } },
     { "large-inaccessible",
-      { RAM_SPARSE, MULTIPLE(1 * TiB, 4 * GiB), INACCESSIBLE } },
+      { RAM_SPARSE, MULTIPLE(1 * TiB, 1 * GiB), INACCESSIBLE } },
     { "large-accessible",
-      { RAM_SPARSE, MULTIPLE(1 * TiB, 4 * GiB), ACCESSIBLE } },
+      { RAM_SPARSE, MULTIPLE(1 * TiB, 1 * GiB), ACCESSIBLE } },
 };
 
 #define BACKEND(backend) { backend, MULTIPLE(4 * GiB, 1 * GiB), INACCESSIBLE }
@@ -3687,8 +3726,11 @@ static const NamedConfig numa_configs[] = {
 /* All memslots that memory devices may have, between sixteen of them */
 static const NamedConfig many_devices_configs[] = {
     { "inaccessible",
-      { RAM_SPARSE, MULTIPLE(32 * GiB, 2 * GiB), INACCESSIBLE } },
-    { "accessible", { RAM_SPARSE, MULTIPLE(32 * GiB, 2 * GiB), ACCESSIBLE } },
+      { RAM_SPARSE, MULTIPLE(32 * GiB, 1 * GiB), INACCESSIBLE,
+        .memslot_budget = 16 } },
+    { "accessible",
+      { RAM_SPARSE, MULTIPLE(32 * GiB, 1 * GiB), ACCESSIBLE,
+        .memslot_budget = 16 } },
 };
 
 /* Kinds of memory that are given back in different ways */
@@ -3717,7 +3759,7 @@ static const NamedConfig multiple_configs[] = {
 
 static const NamedConfig kernel_memory_configs[] = {
     { "inaccessible",
-      { RAM_SPARSE, MULTIPLE(1 * TiB, 4 * GiB), INACCESSIBLE } },
+      { RAM_SPARSE, MULTIPLE(1 * TiB, 1 * GiB), INACCESSIBLE } },
 };
 
 typedef struct TestGroup {

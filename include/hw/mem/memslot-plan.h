@@ -7,8 +7,9 @@
  * needed. The plan is the arithmetic of that: where one memslot ends and the
  * next one starts. It knows of no memory region, accelerator or device.
  *
- * All plans tile the region exactly, in order and without gaps. Memslots may
- * differ in size; users must not assume otherwise.
+ * All plans tile the region exactly, in order and without gaps. Memslots differ
+ * in size: guests plug memory from the start of a region, so the memslots there
+ * are the smallest, and grow with the memory that lies before them.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -23,6 +24,12 @@
  */
 #define MEMSLOT_PLAN_DEFAULT_MIN_SIZE (1 * GiB)
 
+/*
+ * How much larger than equal memslots the largest one is by default: where a
+ * guest plugs its blocks anywhere, a memslot is mapped for a single one.
+ */
+#define MEMSLOT_PLAN_DEFAULT_SPREAD 2
+
 typedef struct MemslotPlan MemslotPlan;
 
 /**
@@ -34,20 +41,31 @@ typedef struct MemslotPlan MemslotPlan;
  * @min_memslot_size: power of two in bytes; no memslot but the last one is
  *     smaller
  * @budget: the most memslots that the plan may have, at least one
+ * @spread: at least one; no memslot is larger than this many would be if all
+ *     were equal
  */
 typedef struct MemslotPlanInput {
     uint64_t region_size;
     uint64_t alignment;
     uint64_t min_memslot_size;
     unsigned int budget;
+    unsigned int spread;
 } MemslotPlanInput;
 
 /**
  * memslot_plan_new: divide a region into memslots
  *
- * The memslots are as small as the input allows. Those larger than 1 GiB are
- * multiples of 1 GiB and smaller ones divide 1 GiB, so that no boundary lies
- * within an (aligned) page of 1 GiB. The last memslot takes what is left.
+ * Of all plans that the input allows, this one maps the least for a guest that
+ * plugs its memory from the start of the region. Its measure is the worst ratio
+ * of what is mapped to what is plugged, from the smallest memslot on, where one
+ * smallest memslot more is for free:
+ *
+ *     mapped <= MAX(ratio * plugged, plugged + smallest memslot)
+ *
+ * Memslots of 1 GiB and more are multiples of 1 GiB, smaller ones are powers of
+ * two, and all of them are aligned accordingly: no boundary lies within an
+ * (aligned) page of 1 GiB, except between memslots that are smaller. The last
+ * memslot takes what is left, whatever its size.
  *
  * A pure function that may be called at any time from any thread.
  *
