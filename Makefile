@@ -8,6 +8,9 @@ all: build/build.ninja
 demo: all
 	/usr/bin/python3 scripts/demo --build-dir build
 
+docs: build/build.ninja
+	scripts/build-docs build
+
 check: build/build.ninja
 	@scripts/check build
 
@@ -50,4 +53,4 @@ distclean:
 build/build.ninja: configure meson.build meson_options.txt $(wildcard patches/* tests/*)
 	./configure --again
 
-.PHONY: all demo check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean
+.PHONY: all demo docs check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean

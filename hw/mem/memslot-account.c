@@ -283,6 +283,7 @@ bool memslot_account_check_device(MachineState *ms, const char *id,
                                   MemoryRegion *ram, unsigned int memslots,
                                   Error **errp)
 {
+    ERRP_GUARD();
     HolderCheck check = {
         .account = memslot_account_find(ms),
         .ram = ram,
@@ -346,11 +347,15 @@ static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
     error_setg(check->errp, "%s can hold %u memslots, of which %u are used, but"
                " %u more %s needed", name, counts.limit, counts.used, needed,
                needed == 1 ? "is" : "are");
+    error_append_hint(check->errp, "'info memslots' shows who holds how many;"
+                      " PCI devices with many BARs may have taken what is"
+                      " missing.\n");
 }
 
 bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
                                Error **errp)
 {
+    ERRP_GUARD();
     HolderCheck check = {
         .account = memslot_account_find(current_machine),
         .ram = ram,
@@ -371,10 +376,13 @@ bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
 
 bool memslot_account_map_end(Error **errp)
 {
+    ERRP_GUARD();
     const int ret = kvm_enabled() ? kvm_try_memslots_end() : 0;
 
     if (ret) {
         error_setg_errno(errp, -ret, "KVM cannot map more memory");
+        error_append_hint(errp, "The host's kernel needs memory of its own for"
+                          " each memslot.\n");
     }
     return !ret;
 }
@@ -409,6 +417,7 @@ void memslot_account_coalesce(MemoryRegionSection *section)
 
 bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
 {
+    ERRP_GUARD();
     const MemslotAccount *account = memslot_account_find(current_machine);
     const MemslotCounts counts = memslot_holder_counts(backend, account);
 

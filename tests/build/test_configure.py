@@ -110,6 +110,21 @@ class Configure(SandboxTest):
             env={"PKG_CONFIG_LIBDIR": "/nowhere", "PKG_CONFIG_PATH": ""})
         self.assert_not_half_made()
 
+    def test_missing_modules_of_python(self) -> None:
+        if os.geteuid() != 0:
+            self.skipTest("only root can hide what is installed")
+        hidden = "/usr/lib/python3/dist-packages/sphinx_rtd_theme"
+        mount = f"mount -t tmpfs none {hidden}"
+        unshare = ["unshare", "--mount", "sh", "-c"]
+        if self.run_here(*unshare, mount).returncode:
+            self.skipTest("no file system can be mounted here")
+        nobody = as_nobody(self.build)
+        self.fail_with(
+            ["are missing", "apt-get install python3-sphinx-rtd-theme\n"],
+            *unshare, f'{mount} && exec "$@"', "sh", *nobody,
+            "./configure", f"--qemu-src={self.source}")
+        self.assert_not_half_made()
+
     def test_too_little_disk(self) -> None:
         self.build.mkdir()
         unshare = ["unshare", "--mount"] if os.geteuid() == 0 else \

@@ -4,10 +4,10 @@ What monitors and properties tell of memslots, and what they are told.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
-import json
 import re
 import subprocess
 import unittest
+from pathlib import Path
 from typing import Any, Dict, List
 
 from qemu.machine.machine import VMLaunchFailure
@@ -111,83 +111,6 @@ class TestFigures(unittest.TestCase):
             self.assertIn('error', answer)
 
 
-class TestTop(unittest.TestCase):
-    """scripts/memslots-top."""
-
-    def run_top(self, *arguments: str) -> 'subprocess.CompletedProcess[str]':
-        """Run it to its end."""
-        program = environment.build_dir() / 'qemu/scripts/memslots-top'
-        return subprocess.run(['/usr/bin/python3', str(program), *arguments],
-                              check=False, text=True, timeout=60,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    def test_show(self) -> None:
-        """It shows what QMP tells, as text and as JSON."""
-        machine = Machine(environment.qemu_system(), 'tcg', MAXMEM)
-        self.addCleanup(machine.shutdown)
-        socket = str(machine.directory / 'qmp')
-        machine.add_args('-qmp', f'unix:{socket},server=on,wait=off')
-        machine.add_args(*virtio_mem_arguments(
-            'vmem0', 4 * GIB, addr=str(SLOT), requested_size=str(4 * GIB),
-            multiple_memslots='on', unplugged_inaccessible='on'))
-        Block(self, machine).add()
-        machine.launch()
-        memory = VirtioMem(machine, SLOT)
-        self.assertEqual(memory.plug(GIB, 2 * MIB), Answer.ACK)
-
-        result = self.run_top('--once', '--json', socket)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual(json.loads(result.stdout), {
-            'devices': [machine.memory_device('vmem0')],
-            'memslots': machine.command('query-memslots')})
-
-        result = self.run_top('--once', socket)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        print('\n'.join(f'# {line}' for line in result.stdout.splitlines()),
-              flush=True)
-        self.assertIn(f'plugged [#{"." * 39}] 2 MiB of 4 GiB requested',
-                      result.stdout)
-        self.assertIn(f'mapped  [{"#" * 10}{"." * 30}] 1 GiB in 1 of 4 '
-                      'memslots', result.stdout)
-        self.assertRegex(result.stdout, 'vhost0 +32 .* coalesced, shared-only')
-
-    def test_failures(self) -> None:
-        """It says what is wrong, without a traceback."""
-        for arguments, message in (
-                (('--once', '/nonexistent'), '/nonexistent: '),
-                (('--once', 'localhost:x'), 'localhost:x: not a port number'),
-                (('--interval', '0', 'x'), "--interval: '0' is not more "
-                                           'than 0')):
-            with self.subTest(arguments=arguments):
-                result = self.run_top(*arguments)
-                self.assertNotEqual(result.returncode, 0)
-                self.assertIn(f'memslots-top: {message}'
-                              if message.startswith(('/', 'local'))
-                              else message, result.stderr)
-                self.assertNotIn('Traceback', result.stderr)
-
-    def test_end(self) -> None:
-        """It ends when the VM does."""
-        machine = Machine(environment.qemu_system(), 'tcg', MAXMEM)
-        self.addCleanup(machine.shutdown)
-        socket = str(machine.directory / 'qmp')
-        machine.add_args('-qmp', f'unix:{socket},server=on,wait=off')
-        machine.launch()
-        program = environment.build_dir() / 'qemu/scripts/memslots-top'
-        with subprocess.Popen(
-                ['/usr/bin/python3', str(program), '--interval', '0.1',
-                 socket], text=True, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            self.assertEqual(process.stdout.readline(),
-                             'no virtio-mem devices\n')
-            machine.shutdown()
-            _, errors = process.communicate(timeout=60)
-        self.assertEqual(process.returncode, 1)
-        self.assertIn('the VM has gone', errors)
-        self.assertNotIn('Traceback', errors)
-
-
 class TestNames(unittest.TestCase):
     """The property has two names."""
 
@@ -229,18 +152,64 @@ class TestNames(unittest.TestCase):
                                 dynamic_memslots=dynamic)
                 self.assertIn(
                     "'multiple-memslots' and 'dynamic-memslots' are the same "
-                    f"property, but were set to '{multiple}' and '{dynamic}'",
+                    f"property, but were set to '{multiple}' and '{dynamic}'"
+                    '\nSet one of them, or both to the same value.\n',
                     failure.exception.output or '')
 
     def test_help(self) -> None:
-        """Both names are told of, with what they do."""
+        """The properties are told of, with what they are."""
         machine = self.launch()
         properties = {
             entry['name']: entry.get('description') for entry in
             machine.command('device-list-properties',
                             typename='virtio-mem-pci')}
-        for name in ('multiple-memslots', 'dynamic-memslots'):
-            self.assertRegex(properties[name] or '', 'several memslots')
+        text = subprocess.run(
+            [environment.qemu_system(), '-device', 'virtio-mem-pci,help'],
+            check=True, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE).stdout
+        manual = Path(environment.build_dir() / 'qemu/docs/system/devices'
+                      / 'virtio-mem-memslots.rst').read_text('utf-8')
+        for name, kind, words in (
+                ('multiple-memslots', 'bool', 'several memslots'),
+                ('dynamic-memslots', 'bool', 'several memslots'),
+                ('memslots', 'uint32', 'the most .*read-only'),
+                ('active-memslots', 'uint32', 'mapped .*read-only'),
+                ('mapped-size', 'size', 'mapped .*read-only')):
+            with self.subTest(name=name):
+                self.assertRegex(properties[name] or '', words)
+                match = re.search(rf'^  {name}=<{kind}> +- (.*)$', text, re.M)
+                assert match is not None
+                self.assertEqual(match[1], properties[name])
+                self.assertTrue(match[0] in manual,
+                                f'the manual does not show {match[0]!r}')
+
+
+class TestTestDevice(unittest.TestCase):
+    """The device that listens as VFIO does says what it cannot do."""
+
+    def machine(self, properties: str = '') -> VirtualMachine:
+        """A machine with the device, not started."""
+        machine = VirtualMachine(environment.qemu_system(), 'tcg', 128 * MIB)
+        self.addCleanup(machine.shutdown)
+        machine.add_args('-S', '-device',
+                         f'ram-discard-testdev,id=testdev{properties}')
+        return machine
+
+    def test_listening(self) -> None:
+        """It does not listen from the start."""
+        with self.assertRaises(VMLaunchFailure) as failure:
+            self.machine(',listening=on').launch()
+        self.assertIn('the device does not listen before it is realized',
+                      failure.exception.output or '')
+
+    def test_double_discard(self) -> None:
+        """What its listeners can do is fixed."""
+        machine = self.machine(',double-discard=on')
+        machine.launch()
+        answer = machine.qmp('qom-set', path='/machine/peripheral/testdev',
+                             property='double-discard', value=False)
+        self.assertEqual(answer['error']['desc'], 'the device has told its '
+                                                  "listeners' kind already")
 
 
 if __name__ == '__main__':

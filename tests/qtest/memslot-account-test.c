@@ -2252,12 +2252,16 @@ static unsigned int vm_nr_warnings(const TestVM *vm, const char *text)
     return count;
 }
 
+#define TAKEN_HINT "'info memslots' shows who holds how many; PCI devices" \
+                   " with many BARs may have taken what is missing.\n"
+
 /* A promise does not keep those away that do not ask. */
 static void test_taken(const TestCase *test)
 {
     TestVM *vm = vm_new_default(test, 64 * GiB);
     const MemConfig config = multiple(true, 32 * GiB);
-    const char *warning = "warning: virtio-mem: memory cannot be plugged now:";
+    const char *warning = "warning: virtio-mem device 'mem0': memory cannot be"
+                          " plugged now:";
     g_autofree char *why = NULL;
     unsigned int taken, nr_messages;
     Backend *backend;
@@ -2279,8 +2283,8 @@ static void test_taken(const TestCase *test)
     assert_busy(plug(vm, mem, 2 * GiB, 30 * GiB));
     g_assert_cmpuint(vm_nr_messages(vm), ==, nr_messages);
     why = g_strdup_printf("%s vhost backend '%s' can hold 509 memslots, of"
-                          " which 507 are used, but 3 more are needed\n",
-                          warning, backend->id);
+                          " which 507 are used, but 3 more are needed\n"
+                          TAKEN_HINT, warning, backend->id);
     g_assert_cmpuint(vm_nr_warnings(vm, why), ==, 1);
     g_assert_cmpuint(vm_nr_warnings(vm, warning), ==, 1);
 
@@ -2304,7 +2308,8 @@ static void test_taken_coalesced(const TestCase *test)
 {
     TestVM *vm = vm_new_default(test, 64 * GiB);
     const MemConfig config = multiple(true, 32 * GiB);
-    const char *warning = "warning: virtio-mem: memory cannot be plugged now:";
+    const char *warning = "warning: virtio-mem device 'mem0': memory cannot be"
+                          " plugged now:";
     g_autofree char *why = NULL;
     unsigned int messages;
     Backend *backend;
@@ -2320,8 +2325,8 @@ static void test_taken_coalesced(const TestCase *test)
     assert_busy(plug(vm, mem, 2 * GiB, 2 * MiB));
     g_assert_cmpuint(nr_messages(backend), ==, messages);
     why = g_strdup_printf("%s vhost backend '%s' can hold 8 memslots, of which"
-                          " 8 are used, but 1 more is needed\n", warning,
-                          backend->id);
+                          " 8 are used, but 1 more is needed\n" TAKEN_HINT,
+                          warning, backend->id);
     g_assert_cmpuint(vm_nr_warnings(vm, why), ==, 1);
     g_assert_cmpuint(vm_nr_warnings(vm, warning), ==, 1);
 
@@ -2363,6 +2368,29 @@ static void test_taken_accessible(const TestCase *test)
     set_testdev_count(vm, true, 0);
     g_assert_true(request_size(vm, mem, 32 * GiB));
     assert_ack(plug(vm, mem, 0, 32 * GiB));
+    vm_stop(vm);
+}
+
+/* What nobody asked for can be more than can be handed to any backend. */
+static void test_too_many_regions(const TestCase *test)
+{
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const unsigned int count = VHOST_USER_MAX_REGIONS + 1 - vm->base_shared;
+    const char *error = "vhost-user: 513 memory regions, at most 512 can be"
+                        " handed to a backend\n"
+                        "vhost_set_mem_table failed: No buffer space available"
+                        " (105)\n";
+    g_autofree char *command =
+        g_strdup_printf("qom-set /machine/peripheral/testdev1 count %u", count);
+    g_autofree char *output = NULL;
+
+    vm_add_started_backend(vm, 600);
+    vm_start(vm);
+    set_testdev_count(vm, true, count - 1);
+    output = qmonitor_hmp(vm->mon, command);
+    g_assert_cmpstr(output, ==, error);
+    set_testdev_count(vm, true, count - 1);
+    set_testdev_count(vm, true, 0);
     vm_stop(vm);
 }
 
@@ -2434,7 +2462,7 @@ static void test_cold_refusals(const TestCase *test)
     const TestCase cold = { .kvm = test->kvm, .cold = true };
     TestVM *vm = vm_new_default(&cold, 64 * GiB);
     const MemConfig vmem = multiple(true, 16 * GiB);
-    g_autofree char *accepted = NULL, *expected = NULL;
+    g_autofree char *accepted = NULL, *error = NULL, *expected = NULL;
     g_autofree char *object = NULL, *chardev = NULL, *device = NULL;
     Backend *backend;
     unsigned int i;
@@ -2449,8 +2477,11 @@ static void test_cold_refusals(const TestCase *test)
     mem = mem_new(vm, &shared_dimm);
     object = mem_object_args(mem);
     device = mem_device_args(mem);
-    expected = model_check_mem(vm, true, mem->id);
-    g_assert_nonnull(expected);
+    error = model_check_mem(vm, true, mem->id);
+    g_assert_nonnull(error);
+    expected = g_strconcat(error, "\nUse fewer, larger memory devices, or a"
+                           " vhost backend that can hold more memory"
+                           " regions.\n", NULL);
     g_string_append_printf(vm->args, " -object %s -device %s", object, device);
     check_start_fails(vm, expected);
     mem_free(mem);
@@ -2470,9 +2501,12 @@ static void test_cold_refusals(const TestCase *test)
     chardev = backend_chardev_args(backend);
     g_free(device);
     device = backend_device_args(backend);
+    g_free(error);
+    error = model_check_backend(vm, backend);
+    g_assert_nonnull(error);
     g_free(expected);
-    expected = model_check_backend(vm, backend);
-    g_assert_nonnull(expected);
+    expected = g_strconcat(error, "\nUse a vhost backend that can hold more"
+                           " memory regions, or fewer memory devices.\n", NULL);
     g_free(accepted);
     accepted = g_strdup(vm->args->str);
     g_string_append_printf(vm->args, " -chardev %s -device %s", chardev,
@@ -2766,6 +2800,9 @@ static void test_testdev(const TestCase *test)
                         64 * GiB);
     g_string_append(vm->args, " -device memslot-testdev,addr=0x80000800");
     check_start_fails(vm, "'addr' (0x80000800) has to be a multiple of 0x1000");
+    g_string_assign(vm->args, SHARED_BOOT_MEMORY
+                    " -device memslot-testdev,addr=0x8000000000001000");
+    check_start_fails(vm, "'addr' (0x8000000000001000) is too high");
     g_string_assign(vm->args, SHARED_BOOT_MEMORY);
     vm_start(vm);
     vm_stop(vm);
@@ -3569,6 +3606,7 @@ static const TestGroup test_groups[] = {
     { "taken", test_taken, .cold = true },
     { "taken-coalesced", test_taken_coalesced, .cold = true },
     { "taken-accessible", test_taken_accessible, .cold = true },
+    { "too-many-regions", test_too_many_regions },
     { "used-over-required", test_used_over_required, .cold = true },
     { "cold-refusals", test_cold_refusals },
     { "migration", test_migration },

@@ -2243,6 +2243,7 @@ static void test_failed_realize(const TestCase *test)
     static const struct {
         const char *props;
         const char *error;
+        const char *hint;
     } failures[] = {
         { "", "'memdev' property must be set" },
         { ",memdev=mem0,node=7", "'node' property has value '7'" },
@@ -2257,7 +2258,9 @@ static void test_failed_realize(const TestCase *test)
         { ",memdev=mem0,unplugged-inaccessible=maybe", "maybe" },
         { ",memdev=mem0,memslot-min-size=64M",
           "'memslot-min-size' property (0x4000000) has to be a power of two"
-          " and at least 0x8000000" },
+          " and at least 0x8000000",
+          "memslot-min-size=1G is the default; the smaller, the more memslots"
+          " are needed." },
         { ",memdev=mem0,memslot-min-size=384M",
           "'memslot-min-size' property (0x18000000) has to be a power of two"
           " and at least 0x8000000" },
@@ -2266,7 +2269,8 @@ static void test_failed_realize(const TestCase *test)
         { ",memdev=mem0,memslot-min-size=small", "'memslot-min-size'" },
         { ",memdev=mem0,memslot-min-size=256M,block-size=512M",
           "'memslot-min-size' property (0x10000000) has to be at least as"
-          " large as 'block-size' (0x20000000)" },
+          " large as 'block-size' (0x20000000)",
+          "Make it larger, or do not set it." },
     };
     g_autofree char *backend = NULL;
     g_autofree char *device = device_args(0, &test->config);
@@ -2294,6 +2298,9 @@ static void test_failed_realize(const TestCase *test)
 
         g_test_message("%s: %s", command, output);
         g_assert_nonnull(strstr(output, failures[i].error));
+        if (failures[i].hint) {
+            g_assert_nonnull(strstr(output, failures[i].hint));
+        }
         assert_no_region_of_device(vm);
     }
 
@@ -3274,12 +3281,14 @@ static void check_loadvm_failures(TestVM *vm, const TestCase *test,
                                   const Model *saved, const HostMemory *mem)
 {
     const char *call = discard_calls(&test->config)[0];
+    g_autofree char *still_plugged = NULL;
     Model *model = vm_model(vm, 0);
 
     /* A listener takes the first range, but not the second. */
     limit_listeners(vm, model_plugged_size(saved) - 1);
-    assert_hmp(vm, "loadvm a", "virtio-mem: plugged memory was refused: No"
-                                 " space left on device");
+    assert_hmp(vm, "loadvm a", "virtio-mem device 'vm0': plugged memory was"
+                               " refused by one that has to map it, such as"
+                               " VFIO: No space left on device");
     recover_from_loadvm(vm, saved, mem);
     limit_listeners(vm, UINT64_MAX);
     assert_hmp(vm, "loadvm a", "");
@@ -3297,7 +3306,11 @@ static void check_loadvm_failures(TestVM *vm, const TestCase *test,
     assert_ack(unplug_at(vm, 0, model->addr + 1 * GiB, 1));
     assert_ack(plug_at(vm, 0, model->addr + 2 * GiB, 1));
     fail_calls(vm, "%s %d", call, EIO);
-    assert_hmp(vm, "loadvm a", "virtio-mem: memory is still plugged");
+    still_plugged = g_strdup_printf("virtio-mem device 'vm0': a state cannot"
+                                    " be loaded while 0x%" PRIx64 " bytes are"
+                                    " plugged, which the reset before could not"
+                                    " unplug", model_plugged_size(model));
+    assert_hmp(vm, "loadvm a", still_plugged);
     stop_failing(vm);
     device_set_model(vm, model);
     system_reset(vm);
@@ -3310,8 +3323,10 @@ static void check_loadvm_failures(TestVM *vm, const TestCase *test,
         assert_ack(unplug_all(vm, 0));
         g_assert_cmpuint(model_nb_mapped(model), ==, 0);
         refuse_memslots(vm, true);
-        assert_hmp(vm, "loadvm a", "virtio-mem: memory cannot be mapped: KVM"
-                                   " cannot map more memory: Cannot allocate");
+        assert_hmp(vm, "loadvm a", "virtio-mem device 'vm0': memory cannot be"
+                                   " mapped: KVM cannot map more memory: Cannot"
+                                   " allocate memory\nThe host's kernel needs"
+                                   " memory of its own for each memslot.");
         refuse_memslots(vm, false);
         recover_from_loadvm(vm, saved, mem);
         assert_hmp(vm, "loadvm a", "");

@@ -79,28 +79,42 @@ void memslot_set_free(MemslotSet *set);
  *
  * It has the size and the alignment of the RAM memory region and lives as long
  * as the set.
+ *
+ * @set: the set
  */
 MemoryRegion *memslot_set_container(MemslotSet *set);
 
 /**
  * memslot_set_count: the number of memslots, mapped or not
+ *
+ * @set: the set
  */
 unsigned int memslot_set_count(const MemslotSet *set);
 
 /**
  * memslot_set_count_mapped: the number of memslots that are mapped
+ *
+ * @set: the set
  */
 unsigned int memslot_set_count_mapped(const MemslotSet *set);
 
 /**
  * memslot_set_mapped_size: the size in bytes of the memslots that are mapped
+ *
+ * @set: the set
  */
 uint64_t memslot_set_mapped_size(const MemslotSet *set);
 
 /**
  * memslot_set_count_missing: how many memslots memslot_set_sync() would map
  *
- * Same arguments as memslot_set_sync(); nothing is mapped or unmapped.
+ * Nothing is mapped or unmapped.
+ *
+ * @set: as for memslot_set_sync()
+ * @offset: likewise
+ * @size: likewise
+ * @wanted: likewise
+ * @opaque: likewise
  */
 unsigned int memslot_set_count_missing(MemslotSet *set, uint64_t offset,
                                        uint64_t size, MemslotWanted *wanted,
@@ -140,6 +154,8 @@ void memslot_set_for_each_unmapped(MemslotSet *set, uint64_t offset,
 
 /**
  * memslot_set_unmap_all: unmap all memslots, in one memory transaction
+ *
+ * @set: the set
  */
 void memslot_set_unmap_all(MemslotSet *set);
 
