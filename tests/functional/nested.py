@@ -25,7 +25,8 @@ from vm import (BOOT_STALL, GIB, QMP_TIMEOUT, VirtualMachine,
                 virtio_mem_arguments, wait_until)
 
 # Enough for a small VM in there, and for what KVM needs for large memslots.
-HOST_RAM = GIB
+# Enough for a QEMU with sanitizers
+HOST_RAM = 4 * GIB
 RAM = 256 * MIB
 FIRMWARE = ('bios-256k.bin', 'kvmvapic.bin', 'linuxboot_dma.bin')
 TRACE = ('kvm_set_user_memory', 'vhost_region_add_section',
@@ -238,9 +239,10 @@ class NestedMachine:
         listener = socket.socket(socket.AF_UNIX)
         listener.connect(str(self.host.directory / 'monitor'))
         try:
+            # A sanitizer may have its say before.
             self._pid = int(self.host.run(
                 f'rm -f {LOG}; LD_LIBRARY_PATH={LIBRARIES} '
-                f'{shlex.join(command)} && cat {PIDFILE}'))
+                f'{shlex.join(command)} && cat {PIDFILE}').splitlines()[-1])
         except GuestError:
             listener.close()
             # A daemon's errors go to its log.
