@@ -10,7 +10,10 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence
+
+# A version that satisfies whoever depends on some version or a later one
+NEWEST = '99:1'
 
 
 class PackageError(Exception):
@@ -131,10 +134,28 @@ class DebianPackages:
         Package=version of all that installing a package would bring in,
         itself included.
         """
-        result = self._run('apt-get', 'install', '--simulate', '--reinstall',
-                           '--no-install-recommends', package)
+        return self._brought_in_by('--reinstall', package)
+
+    def needed_by(self, packages: Sequence[str],
+                  besides: Sequence[str]) -> List[str]:
+        """
+        Package=version of all that installing packages would bring in on a
+        system that has nothing but @besides.
+        """
+        status = self._state / 'status'
+        status.write_text(''.join(
+            f'Package: {name}\nStatus: install ok installed\n'
+            f'Version: {NEWEST}\nArchitecture: all\nMulti-Arch: foreign\n\n'
+            for name in besides), encoding='ascii')
+        return self._brought_in_by('-o', f'Dir::State::status={status}',
+                                   *packages)
+
+    def _brought_in_by(self, *arguments: str) -> List[str]:
+        """Package=version of all that "apt-get install" would install."""
+        result = self._run('apt-get', 'install', '--simulate',
+                           '--no-install-recommends', *arguments)
         if result.returncode:
-            raise PackageError(f'cannot install {package}:\n'
+            raise PackageError(f'cannot install {arguments[-1]}:\n'
                                f'{result.stderr.strip()}')
         return [f'{name}={version}' for name, version in
                 re.findall(r'^Inst (\S+) (?:\[\S+\] )?\((\S+)',

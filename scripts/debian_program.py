@@ -36,6 +36,10 @@ class DebianProgram:
         self.version = version
         self.suite = suite
 
+    def command(self, root: Path) -> List[str]:
+        """What runs it."""
+        return [str(root / 'usr' / 'bin' / self.name)]
+
     def arguments(self, _root: Path) -> List[str]:
         """What comes before the arguments that the user gives."""
         return []
@@ -51,21 +55,24 @@ class DebianProgram:
 
     def packages(self, packages: DebianPackages) -> List[str]:
         """Package=version of all that has to be downloaded."""
-        versions = [version for version in packages.versions(self.package)
+        return packages.missing_for(self.newest(packages, self.package))
+
+    def newest(self, packages: DebianPackages, package: str) -> str:
+        """Package=version of the newest one that will do."""
+        versions = [version for version in packages.versions(package)
                     if version.split(':')[-1].startswith(self.version)]
         if not versions:
             where = self.suite or 'bookworm'
             raise PackageError(
-                f'apt offers no {self.package} {self.version}'.rstrip()
+                f'apt offers no {package} {self.version}'.rstrip()
                 + f'; check that a server with {where} is among the '
                 'system\'s apt sources')
-        return packages.missing_for(f'{self.package}={versions[0]}')
+        return f'{package}={versions[0]}'
 
 
 def _write_wrapper(program: DebianProgram, root: Path, path: Path) -> None:
     """Write what runs the unpacked program where it lies."""
-    words = [str(root / 'usr' / 'bin' / program.name)]
-    words += program.arguments(root)
+    words = program.command(root) + program.arguments(root)
     variables = ''.join(
         f'export {name}={shlex.quote(value)}\n'
         for name, value in program.environment(root).items())

@@ -30,10 +30,16 @@ class GuestError(Exception):
 class Guest:
     """The guest's end of the serial port, as seen from the host."""
 
-    def __init__(self, console_log: Path) -> None:
+    def __init__(self, console_log: Path,
+                 host: Optional[socket.socket] = None) -> None:
+        """
+        Unless @host is connected to it already, QEMU is to inherit its end.
+        """
         self._console_log = console_log
-        self._host, qemu = socket.socketpair()
-        self.qemu_socket: Optional[socket.socket] = qemu
+        self.qemu_socket: Optional[socket.socket] = None
+        if host is None:
+            host, self.qemu_socket = socket.socketpair()
+        self._host = host
         self._received = b''
 
     def close_qemu_socket(self) -> None:
