@@ -1,6 +1,7 @@
 # One line each; the work is done in configure, meson.build and scripts/
 
 FUZZ_SECONDS = 600
+BENCH =
 
 all: build/build.ninja
 	ninja -C build
@@ -33,6 +34,15 @@ fuzz: fuzz-build
 fuzz-merge: fuzz-build
 	scripts/fuzz build-fuzz --merge
 
+# Options are in BENCH; scripts/bench --help tells
+bench: all
+	/usr/bin/python3 scripts/bench $(BENCH)
+
+# Make the page of the manual, its plots and the figures in README.md of the
+# results that are kept, or of a new run's
+bench-page: all
+	/usr/bin/python3 scripts/bench --report docs/benchmarks/results.json --page
+
 series: build/build.ninja
 	scripts/series/format
 
@@ -53,4 +63,4 @@ distclean:
 build/build.ninja: configure meson.build meson_options.txt $(wildcard patches/* tests/*)
 	./configure --again
 
-.PHONY: all demo docs check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean
+.PHONY: all demo docs bench bench-page check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean

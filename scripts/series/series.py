@@ -30,7 +30,8 @@ PRISTINE = "refs/tags/debian"
 GRAFTED = "refs/tags/grafted"
 
 # Files below these belong to the series; each is added by one of its patches.
-SERIES_DIRS = ("docs", "hw", "include", "tests/qtest", "tests/unit")
+SERIES_DIRS = ("docs/devel", "docs/system", "hw", "include", "tests/qtest",
+               "tests/unit")
 
 
 class SeriesError(Exception):

@@ -56,8 +56,11 @@ def _output(*command: str) -> str:
                           check=True).stdout
 
 
-def _gather(binary: str, image: Path, root: Path) -> None:
-    """Put a QEMU and all that it needs below a directory."""
+def _gather(binary: str, wrapper: str, image: Path, root: Path) -> None:
+    """
+    Put a QEMU and all that it needs below a directory. If there is a wrapper,
+    that knows where its firmware is.
+    """
     for name in (LIBRARIES, SHARE, IMAGE):
         (root / name[1:]).mkdir(parents=True)
     # Most of it is debug information.
@@ -70,7 +73,7 @@ def _gather(binary: str, image: Path, root: Path) -> None:
                     else root / match[2][1:])
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(match[2], copy)
-    directories = _output(binary, '-L', 'help').splitlines()
+    directories = _output(wrapper, '-L', 'help').splitlines()
     for name in FIRMWARE:
         found = [Path(directory) / name for directory in directories
                  if (Path(directory) / name).exists()]
@@ -94,7 +97,7 @@ class NestedHost(VirtualMachine):
 
     def __init__(self, binary: str, image: Path) -> None:
         super().__init__(binary, 'tcg', HOST_RAM, cpu='max')
-        self._binary_to_test = binary
+        self._binary_to_test = self._wrapper_to_test = binary
         self._base_image = image
         # Of a Linux guest in there; one at a time.
         self.inner = Guest(self.directory / 'inner-console')
@@ -105,7 +108,8 @@ class NestedHost(VirtualMachine):
         archive = self.directory / 'archive'
         image.mkdir()
         root.mkdir()
-        _gather(self._binary_to_test, self._base_image, root)
+        _gather(self._binary_to_test, self._wrapper_to_test,
+                self._base_image, root)
         names = '\n'.join(str(path.relative_to(root))
                           for path in sorted(root.rglob('*')))
         with archive.open('wb') as output:

@@ -1,0 +1,120 @@
+"""
+Migration of a machine with 1 GiB plugged: what it costs to start one, to
+keep track of dirty pages, and to load it.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import time
+from pathlib import Path
+from typing import List, Optional
+
+from vm import wait_until
+
+from bench.formula import GIB, TIB
+from bench.machine import BenchMachine
+from bench.measurement import Context, Measurement, Parameters, Sample
+from bench.subjects import Subject
+
+PLUGGED = GIB
+# Bytes per second: few enough for a migration to go on, then no limit
+SLOW, FAST = 64 << 10, 1 << 40
+
+
+def _setup(machine: BenchMachine) -> float:
+    """Wait until a migration is under way; seconds that QEMU says it took."""
+    def active() -> Optional[float]:
+        info = machine.command('query-migrate')
+        return (info.get('setup-time', 0) / 1e3
+                if info.get('status') == 'active' else None)
+    return wait_until('migration is active', active, pause=0.01)
+
+
+def _wait_completed(machine: BenchMachine) -> None:
+    def completed() -> Optional[bool]:
+        status = machine.command('query-migrate').get('status')
+        if status == 'failed':
+            raise RuntimeError('migration has failed')
+        return status == 'completed' or None
+    wait_until('migration is complete', completed, pause=0.002)
+
+
+def _syncs(machine: BenchMachine) -> List[float]:
+    """How long QEMU took to collect dirty pages, each time."""
+    start, found = 0.0, []
+    for moment, name, _arguments in machine.events():
+        if name == 'migration_bitmap_sync_start':
+            start = moment
+        elif name == 'migration_bitmap_sync_end':
+            found.append(moment - start)
+    return found
+
+
+class Migration(Measurement):
+    """See above."""
+    name = 'migration'
+    estimate = 2.6
+
+    def points(self, quick: bool) -> List[Parameters]:
+        return [{'size': size} for size in
+                ([128 * GIB] if quick else [128 * GIB, TIB])]
+
+    @staticmethod
+    def _source(machine: BenchMachine, file: Path) -> List[Sample]:
+        """Migrate to a file."""
+        machine.plug(0, PLUGGED)
+        kernel, own = machine.meter.read(), machine.anonymous()
+        seen = len(machine.recorder.calls())
+        machine.command('migrate-set-parameters', max_bandwidth=SLOW)
+        machine.command('migrate', uri=f'exec:cat >{file}')
+        setup = _setup(machine)
+        kernel = machine.meter.read() - kernel
+        own = machine.anonymous() - own
+        machine.command('migrate-set-parameters', max_bandwidth=FAST)
+        _wait_completed(machine)
+        syncs = _syncs(machine)
+        logs = [call for call in machine.recorder.calls(seen)
+                if call.is_dirty_log]
+        return [Sample('set-up', 's', setup),
+                Sample('kernel for it', 'bytes', kernel),
+                Sample('QEMU for it', 'bytes', own),
+                # The last one is with the vCPUs stopped.
+                Sample('last sync', 's', syncs[-1]),
+                Sample('dirty-log time', 's',
+                       sum(call.seconds for call in logs)),
+                Sample('dirty-log ioctls', '', len(logs))]
+
+    @staticmethod
+    def _destination(machine: BenchMachine, file: Path) -> List[Sample]:
+        """Load that file."""
+        start = time.monotonic()
+        machine.command('migrate-incoming', uri=f'exec:cat {file}')
+        _wait_completed(machine)
+        seconds = time.monotonic() - start
+        return [Sample('load', 's', seconds),
+                Sample('memslots of the destination', '',
+                       len(machine.memslots()))]
+
+    def run(self, context: Context, subject: Subject,
+            point: Parameters) -> List[Sample]:
+        size = int(point['size'])
+        if not subject.dynamic:
+            reason = context.affords(context.flavour.bytes(size)
+                                     + context.flavour.dirty_log(size))
+            if reason is not None:
+                return [Sample('set-up', 's', None, reason=reason)]
+        with BenchMachine(subject, context.library, size) as source:
+            source.add_device()
+            source.add_traces('migration_bitmap_sync_start',
+                              'migration_bitmap_sync_end')
+            source.launch()
+            source.start_driver()
+            file = context.scratch / 'migration'
+            samples = self._source(source, file)
+        with BenchMachine(subject, context.library, size) as destination:
+            destination.add_device()
+            destination.add_args('-incoming', 'defer')
+            destination.launch()
+            samples += self._destination(destination, file)
+        file.unlink()
+        return samples
