@@ -83,11 +83,12 @@ from bench.memory import Memory  # noqa: E402
 from bench.meter import Meter  # noqa: E402
 from bench.migration import Migration  # noqa: E402
 from bench.nested_kvm import NestedKvm  # noqa: E402
+from bench.plans import Plans  # noqa: E402
 from bench.requests import Requests  # noqa: E402
 from bench.start import Start  # noqa: E402
 from bench.vhost import Vhost  # noqa: E402
 
-MEASUREMENTS = (Memory, Start, Requests, Migration, Vhost, NestedKvm)
+MEASUREMENTS = (Memory, Start, Requests, Migration, Vhost, NestedKvm, Plans)
 
 
 def choose_subjects() -> List[subjects.Subject]:

@@ -19,7 +19,7 @@ COSTS: Dict[str, Tuple[str, ...]] = {
     'migration': ('set-up', 'kernel for it', 'QEMU for it', 'last sync',
                   'dirty-log time', 'load'),
     'vhost': ('time', 'kernel, 1 GiB plugged', 'memory messages'),
-    'nested': ('kernel',)}
+    'nested': ('kernel',), 'plans': ()}
 # Less than that makes no difference, whatever the ratio is.
 FLOOR = {'bytes': 0.75 * MIB, 's': 30e-6, '': 0.5}
 # Nor does a smaller part.
@@ -131,18 +131,21 @@ REASONS = {
     'requests': 'Mapping a memslot is part of the request that needs it '
                 'first, and unmapping of the one that needs it last; a '
                 'single memslot is mapped at start, at once, plugged or not.',
-    'vhost': 'The same: memslots are mapped as the machine grows.'}
+    'vhost': 'The same: memslots are mapped as the machine grows.',
+    'migration, QEMU for it':
+        'Bitmaps of what is dirty are not there before; in all, QEMU has less '
+        'memory.'}
 DYNAMIC_REASONS = {
     'vhost': 'Beside such a backend, the peer\'s device has a single memslot, '
              'mapped at once by the first request; for which the kernel\'s '
-             'memory is that of the whole device.',
-    'nested': 'The plan has larger memslots there: what is plugged of one is '
-              'paid for as a whole.'}
+             'memory is that of the whole device.'}
 
 
 def _reason(one: Comparison, dynamic: bool) -> str:
     reasons = DYNAMIC_REASONS if dynamic else REASONS
-    return reasons.get(one.subject.measurement, '')
+    measurement, metric = one.subject.measurement, one.subject.metric
+    return reasons.get(f'{measurement}, {metric}',
+                       reasons.get(measurement, ''))
 
 
 def worse(results: Results) -> Section:
@@ -157,8 +160,7 @@ def worse(results: Results) -> Section:
                     f'{subject}: {value_text(one.subject.median or 0, unit)}',
                     f'{peer}: {value_text(one.peer.median or 0, unit)}',
                     one.text().rstrip(' *'),
-                    _reason(one, results.dynamic(peer))
-                    if subject == 'on' else ''])
+                    _reason(one, results.dynamic(peer))])
     if not table.rows:
         table.rows.append(['nowhere', '', '', '', ''])
     return Section('Where a peer is better', 'By more than noise.', table)

@@ -6,7 +6,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 from bench.formula import GIB, TIB
 from bench.host import Kernel, kernel_memory
@@ -27,18 +27,16 @@ class Spent:
     machine: Kernel
     # QEMU's own
     own: int
-    memslots: int
 
     @classmethod
-    def read(cls, machine: BenchMachine, memslots: int = 0) -> 'Spent':
+    def read(cls, machine: BenchMachine) -> 'Spent':
         """As of now."""
         kernel = machine.meter.read()
-        return cls(kernel, kernel_memory(), machine.anonymous(), memslots)
+        return cls(kernel, kernel_memory(), machine.anonymous())
 
     def __sub__(self, other: 'Spent') -> 'Spent':
         return Spent(self.kernel - other.kernel,
-                     self.machine - other.machine, self.own - other.own,
-                     self.memslots - other.memslots)
+                     self.machine - other.machine, self.own - other.own)
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,20 @@ class Memory(Measurement):
 
     @staticmethod
     def _samples(stage: Parameters, least: int, reason: str = '',
-                 spent: Optional[Spent] = None) -> List[Sample]:
+                 spent: Optional[Spent] = None,
+                 memslots: Sequence[int] = ()) -> List[Sample]:
         def sample(metric: str, unit: str, value: Optional[int],
                    predicted: Optional[int] = None) -> Sample:
             return Sample(metric, unit, value, stage, predicted, reason)
         if spent is None:
             return [sample('kernel', 'bytes', None, least),
                     sample('QEMU', 'bytes', None),
-                    sample('memslots', '', None)]
+                    sample('memslots', '', None),
+                    sample('mapped', 'bytes', None)]
         return [sample('kernel', 'bytes', spent.kernel, least),
                 sample('QEMU', 'bytes', spent.own),
-                sample('memslots', '', spent.memslots),
+                sample('memslots', '', len(memslots)),
+                sample('mapped', 'bytes', sum(memslots)),
                 sample('VmallocUsed', 'bytes', spent.machine.vmalloc),
                 sample('Slab', 'bytes', spent.machine.slab),
                 sample('PageTables', 'bytes', spent.machine.page_tables)]
@@ -117,7 +118,7 @@ class Memory(Measurement):
                     machine.plug(done, stage.plugged)
                     done = stage.plugged
                 samples += self._samples(
-                    {'plugged': stage.name}, stage.least, spent=(
-                        Spent.read(machine, len(machine.memslots()))
-                        - start))
+                    {'plugged': stage.name}, stage.least,
+                    spent=Spent.read(machine) - start,
+                    memslots=machine.memslots())
         return samples

@@ -1,6 +1,6 @@
 """
-Migration of a machine with 1 GiB plugged: what it costs to start one, to
-keep track of dirty pages, and to load it.
+Migration of a machine with 1 GiB plugged, or no device: what it costs to start
+one, to keep track of dirty pages, and to load it.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -17,6 +17,8 @@ from bench.measurement import Context, Measurement, Parameters, Sample
 from bench.subjects import Subject
 
 PLUGGED = GIB
+# For a device that there is none of
+ROOM = GIB
 # Bytes per second: few enough for a migration to go on, then no limit
 SLOW, FAST = 64 << 10, 1 << 40
 
@@ -57,12 +59,15 @@ class Migration(Measurement):
 
     def points(self, quick: bool) -> List[Parameters]:
         return [{'size': size} for size in
-                ([128 * GIB] if quick else [128 * GIB, TIB])]
+                ([0, 128 * GIB] if quick else [0, 128 * GIB, TIB, 16 * TIB])]
 
     @staticmethod
-    def _source(machine: BenchMachine, file: Path) -> List[Sample]:
+    def _source(machine: BenchMachine, size: int,
+                file: Path) -> List[Sample]:
         """Migrate to a file."""
-        machine.plug(0, PLUGGED)
+        if size:
+            machine.start_driver()
+            machine.plug(0, PLUGGED)
         kernel, own = machine.meter.read(), machine.anonymous()
         seen = len(machine.recorder.calls())
         machine.command('migrate-set-parameters', max_bandwidth=SLOW)
@@ -85,7 +90,8 @@ class Migration(Measurement):
                 Sample('dirty-log ioctls', '', len(logs))]
 
     @staticmethod
-    def _destination(machine: BenchMachine, file: Path) -> List[Sample]:
+    def _destination(machine: BenchMachine, size: int,
+                     file: Path) -> List[Sample]:
         """Load that file."""
         start = time.monotonic()
         machine.command('migrate-incoming', uri=f'exec:cat {file}')
@@ -93,7 +99,7 @@ class Migration(Measurement):
         seconds = time.monotonic() - start
         return [Sample('load', 's', seconds),
                 Sample('memslots of the destination', '',
-                       len(machine.memslots()))]
+                       len(machine.memslots()) if size else 0)]
 
     def run(self, context: Context, subject: Subject,
             point: Parameters) -> List[Sample]:
@@ -103,18 +109,21 @@ class Migration(Measurement):
                                      + context.flavour.dirty_log(size))
             if reason is not None:
                 return [Sample('set-up', 's', None, reason=reason)]
-        with BenchMachine(subject, context.library, size) as source:
-            source.add_device()
+        with BenchMachine(subject, context.library,
+                          size or ROOM) as source:
+            if size:
+                source.add_device()
             source.add_traces('migration_bitmap_sync_start',
                               'migration_bitmap_sync_end')
             source.launch()
-            source.start_driver()
             file = context.scratch / 'migration'
-            samples = self._source(source, file)
-        with BenchMachine(subject, context.library, size) as destination:
-            destination.add_device()
+            samples = self._source(source, size, file)
+        with BenchMachine(subject, context.library,
+                          size or ROOM) as destination:
+            if size:
+                destination.add_device()
             destination.add_args('-incoming', 'defer')
             destination.launch()
-            samples += self._destination(destination, file)
+            samples += self._destination(destination, size, file)
         file.unlink()
         return samples

@@ -83,6 +83,9 @@ def headline(results: Results) -> str:
         add(f'kernel memory, {what}',
             [results.find('memory', 'kernel', subject, size=size,
                           plugged=stage) for subject in results.subjects])
+    add('QEMU\'s own memory, nothing plugged',
+        [results.find('memory', 'QEMU', subject, size=size, plugged='0')
+         for subject in results.subjects])
     add('start to QMP', [results.find('start', 'start', subject, size=size)
                          for subject in results.subjects])
     for metric, what in (('set-up', 'migration set-up'),

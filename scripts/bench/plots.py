@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from bench import tables
-from bench.formula import MIB
+from bench.formula import GIB, MIB, TIB
 from bench.results import Figure, Results, digest
 from bench.stages import plugged, stages
 from bench.tables import size_text
@@ -102,20 +102,22 @@ def _error(figures: Sequence[Figure]) -> List[List[float]]:
     return [low, high]
 
 
-def _largest_measured(results: Results) -> int:
+def _largest_measured(results: Results, measurement: str, metric: str,
+                      **parameters: str) -> int:
     """The largest device with which each subject was measured."""
-    return max((size for size in results.values_of('memory', 'size')
+    sizes = results.values_of(measurement, 'size')
+    return max((size for size in sizes
                 if all((figure := results.find(
-                    'memory', 'kernel', subject, size=size, plugged='0'))
+                    measurement, metric, subject, size=size, **parameters))
                     and figure.values for subject in results.subjects)),
-               default=results.values_of('memory', 'size')[0])
+               default=sizes[0])
 
 
 def kernel_memory(results: Results) -> Tuple[Plot, str]:
     """Kernel memory by what is plugged."""
     plot = Plot(results)
     axis = plot.axes[0]
-    size = _largest_measured(results)
+    size = _largest_measured(results, 'memory', 'kernel', plugged='0')
     names = [name for name, _bytes in stages(size)]
     for number, subject in enumerate(results.subjects):
         figures = [results.find('memory', 'kernel', subject, size=size,
@@ -257,7 +259,7 @@ def _bars(plot: Plot, axis: Any, figures: Dict[str, Optional[Figure]],
 def migration(results: Results) -> Tuple[Plot, str]:
     """What a migration costs."""
     plot = Plot(results, 6, 2)
-    size = results.values_of('migration', 'size')[-1]
+    size = _largest_measured(results, 'migration', 'set-up')
     for axis, (metric, scale, unit) in zip(plot.axes, (
             ('set-up', 1e-3, 'ms'), ('kernel for it', MIB, 'MiB'),
             ('QEMU for it', MIB, 'MiB'), ('last sync', 1e-3, 'ms'),
@@ -321,11 +323,40 @@ def nested(results: Results) -> Tuple[Plot, str]:
                   'predicted and measured')
 
 
+def plans(results: Results) -> Tuple[Plot, str]:
+    """How memslots are divided."""
+    plot = Plot(results, 4, 2)
+    budgets = results.values_of('plans', 'budget')
+    for column, size in enumerate((TIB, 16 * TIB)):
+        for row, (metric, title) in enumerate((
+                ('ratio', 'mapped beyond what is\nplugged, at worst, %'),
+                ('one block', 'mapped for a block\nanywhere, GiB'))):
+            axis = plot.axes[2 * row + column]
+            for number, (name, text) in enumerate(tables.PLANS.items()):
+                figures = [results.find('plans', metric, 'on', size=size,
+                                        budget=budget, plan=name)
+                           for budget in budgets]
+                values = [figure.median or 0 for figure in figures if figure]
+                axis.plot(budgets, [
+                    100 * (value - 1) if metric == 'ratio' else value / GIB
+                    for value in values], marker='o', markersize=3,
+                    color=COLORS[number], label=text)
+            axis.set_xscale('log', base=2)
+            axis.set_yscale('log')
+            axis.set_xticks(budgets, [str(budget) for budget in budgets])
+            axis.set_title(f'{size_text(size)}: {title}', fontsize='small')
+            if row:
+                axis.set_xlabel('budget of memslots')
+    plot.legend()
+    return plot, 'Memslots that are equal, and such that grow'
+
+
 PLOTS: Dict[str, Callable[[Results], Tuple[Plot, str]]] = {
     'kernel-memory': kernel_memory,
     'kernel-memory-unplugged': kernel_memory_unplugged,
     'qemu-memory': qemu_memory, 'start': start, 'requests': requests,
-    'migration': migration, 'vhost': vhost, 'nested': nested}
+    'migration': migration, 'vhost': vhost, 'nested': nested,
+    'plans': plans}
 
 
 def write(results: Results, file: Path, output: Path,

@@ -187,7 +187,8 @@ def migration(results: Results) -> Section:
     table = Table(['Device', '', *results.subjects])
     for size in results.values_of('migration', 'size'):
         for metric in MIGRATION:
-            table.rows.append([size_text(size), metric] + [
+            table.rows.append([size_text(size) if size else 'no device',
+                               metric] + [
                 cell(results.find('migration', metric, subject, size=size),
                      True) for subject in results.subjects])
     return Section(
@@ -266,9 +267,36 @@ def nested(results: Results) -> Section:
         table, ['nested'])
 
 
+# Names of plans, and how they are called
+PLANS = {'equal': 'equal', 'spread-2': 'up to twice as large (default)',
+         'spread-4': 'up to 4 times as large', 'spread-0': 'no bound'}
+
+
+def plans(results: Results) -> Section:
+    """How memslots are divided."""
+    table = Table(['Device', 'Budget', '', *PLANS.values()])
+    for size in results.values_of('plans', 'size'):
+        for budget in results.values_of('plans', 'budget'):
+            where = {'size': size, 'budget': budget}
+            for metric in ('memslots', 'ratio', 'one block'):
+                table.rows.append(
+                    [size_text(size), str(budget), metric] + [
+                        cell(results.find('plans', metric, 'on', plan=plan,
+                                          **where)) for plan in PLANS])
+    return Section(
+        'How memslots are divided',
+        'Plans for a budget of memslots: all equal, or growing with their '
+        'distance from the start, with a bound for the largest one in terms '
+        'of equal ones. "Ratio" is what is mapped over what is plugged, at '
+        'worst, for a guest that plugs from the start, one smallest memslot '
+        'being for free; "one block" is what a single block, that lies '
+        'anywhere, has mapped on average. Computed by the code that QEMU '
+        'has, not measured.', table, ['plans'])
+
+
 SECTIONS = {'memory': (memory, own, memslots), 'start': (start,),
             'requests': (requests,), 'migration': (migration,),
-            'vhost': (vhost,), 'nested': (nested,)}
+            'vhost': (vhost,), 'nested': (nested,), 'plans': (plans,)}
 
 
 def sections(results: Results) -> List[Section]:
