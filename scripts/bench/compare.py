@@ -136,6 +136,8 @@ REASONS = {
         'Bitmaps of what is dirty are not there before; in all, QEMU has less '
         'memory.'}
 DYNAMIC_REASONS = {
+    'requests': 'The blocks lie all over the device. Memslots are smaller at '
+                'its start, where guests plug first, and larger behind.',
     'vhost': 'Beside such a backend, the peer\'s device has a single memslot, '
              'mapped at once by the first request; for which the kernel\'s '
              'memory is that of the whole device.'}
