@@ -571,19 +571,26 @@ static void check_refusal(TestVM *vm, unsigned int added,
     check_untouched(vm, calls, untouched);
 }
 
-/* QEMU has told about the problem in exactly that many lines. */
+/* QEMU has told about the problem exactly that often, each time with a hint. */
 static void check_nb_warnings(TestVM *vm, unsigned int expected)
 {
     g_autofree char *text = read_stderr(vm);
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-    unsigned int i, warnings = 0;
+    unsigned int i, warnings = 0, hints = 0;
 
     for (i = 0; lines[i] && *lines[i]; i++) {
         g_test_message("stderr: %s", lines[i]);
-        g_assert_nonnull(strstr(lines[i], "warning: "));
-        warnings++;
+        if (g_str_equal(lines[i], "The host's kernel needs memory of its own"
+                        " for each memslot.")) {
+            hints++;
+        } else {
+            g_assert_nonnull(strstr(lines[i], "warning: "));
+            /* What the host's CPU lacks is not our business. */
+            warnings += !strstr(lines[i], "requested feature");
+        }
     }
     g_assert_cmpuint(warnings, ==, expected);
+    g_assert_cmpuint(hints, ==, expected);
 }
 
 static void test_plug_refused(const void *opaque)
