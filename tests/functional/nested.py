@@ -309,7 +309,7 @@ class NestedMachine:
 
     def memslots(self, name: str) -> int:
         """How many memslots a device is divided into."""
-        return sum(child['name'].startswith('memslot-')
+        return sum(re.fullmatch(r'memslot-\d+.*', child['name']) is not None
                    for child in self.command(
                        'qom-list',
                        path=f'/machine/peripheral/{name}/virtio-backend'))
