@@ -32,7 +32,8 @@ class BenchMachine(Machine):
         self.size = size
         self.recorder = Recorder(library, self.directory / 'ioctls')
         self.meter = Meter()
-        self._wrapper = [*self.meter.command(), 'env',
+        # Meson has the allocator fill, and so touch, all that it gives.
+        self._wrapper = [*self.meter.command(), 'env', '-u', 'MALLOC_PERTURB_',
                          *self.recorder.environment()]
         self.trace = self.directory / 'trace'
         self.add_args('-cpu', 'host', '-D', str(self.trace),
