@@ -21,7 +21,21 @@ DEVICE, BACKEND, SLOT = 'vmem0', 'mem0', 5
 MOST_BLOCKS = 65535
 
 
-class BenchMachine(Machine):
+class MeteredMachine(Machine):
+    """A machine that has a meter of its own."""
+
+    meter: Meter
+
+    def shutdown(self, hard: bool = True,
+                 timeout: Optional[int] = 30) -> None:
+        """End it, and what was there for it."""
+        try:
+            super().shutdown(hard=hard, timeout=timeout)
+        finally:
+            self.meter.close()
+
+
+class BenchMachine(MeteredMachine):
     """A QEMU with a virtio-mem device, or room for it."""
 
     memory: VirtioMem
@@ -72,14 +86,6 @@ class BenchMachine(Machine):
     def start_driver(self) -> None:
         """From here on, memory can be plugged."""
         self.memory = VirtioMem(self, SLOT)
-
-    def shutdown(self, hard: bool = True,
-                 timeout: Optional[int] = 30) -> None:
-        """End it, and what was there for it."""
-        try:
-            super().shutdown(hard=hard, timeout=timeout)
-        finally:
-            self.meter.close()
 
     def pid(self) -> int:
         """QEMU's process."""

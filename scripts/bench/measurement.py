@@ -49,6 +49,14 @@ class Context:
         return (f'would take {need / (1 << 30):.1f} GiB of kernel memory, '
                 f'{self.limit / (1 << 30):.1f} GiB may be used')
 
+    def affords_device(self, subject: Subject, size: int,
+                       is_logged: bool = False) -> Optional[str]:
+        """Why a device with nothing or little plugged is left out, or None."""
+        if subject.dynamic:
+            return None
+        return self.affords(self.flavour.bytes(size) + (
+            self.flavour.dirty_log(size) if is_logged else 0))
+
 
 class Measurement:
     """The same work for each subject."""

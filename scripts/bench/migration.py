@@ -104,11 +104,9 @@ class Migration(Measurement):
     def run(self, context: Context, subject: Subject,
             point: Parameters) -> List[Sample]:
         size = int(point['size'])
-        if not subject.dynamic:
-            reason = context.affords(context.flavour.bytes(size)
-                                     + context.flavour.dirty_log(size))
-            if reason is not None:
-                return [Sample('set-up', 's', None, reason=reason)]
+        reason = context.affords_device(subject, size, is_logged=True)
+        if reason is not None:
+            return [Sample('set-up', 's', None, reason=reason)]
         with BenchMachine(subject, context.library,
                           size or ROOM) as source:
             if size:

@@ -104,11 +104,10 @@ class Requests(Measurement):
     def run(self, context: Context, subject: Subject,
             point: Parameters) -> List[Sample]:
         size = int(point['size'])
-        if not subject.dynamic:
-            reason = context.affords(context.flavour.bytes(size))
-            if reason is not None:
-                return [Sample('time', 's', None, {'request': kind},
-                               reason=reason) for kind in KINDS]
+        reason = context.affords_device(subject, size)
+        if reason is not None:
+            return [Sample('time', 's', None, {'request': kind},
+                           reason=reason) for kind in KINDS]
         with BenchMachine(subject, context.library, size) as machine:
             machine.add_device()
             machine.add_traces('virtio_mem_plug_request',

@@ -31,10 +31,9 @@ class Start(Measurement):
     def run(self, context: Context, subject: Subject,
             point: Parameters) -> List[Sample]:
         size = int(point['size'])
-        if not subject.dynamic:
-            reason = context.affords(context.flavour.bytes(size))
-            if reason is not None:
-                return [Sample('start', 's', None, reason=reason)]
+        reason = context.affords_device(subject, size)
+        if reason is not None:
+            return [Sample('start', 's', None, reason=reason)]
         ours, theirs = socket.socketpair()
         command = [
             subject.binary, '-S', '-nodefaults', '-display', 'none',

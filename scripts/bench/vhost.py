@@ -7,12 +7,13 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import re
 import unittest
-from typing import List, Optional
+from typing import List
 
 from drivers import Answer, VirtioMem
 from vhost_backends import DEVICE_SLOT, Block, TracedMachine
 
 from bench.formula import GIB
+from bench.machine import MeteredMachine
 from bench.measurement import Context, Measurement, Parameters, Sample
 from bench.meter import Meter
 from bench.subjects import Subject
@@ -27,7 +28,7 @@ MEMORY_MESSAGES = {5, 37, 38}
 _STAMP = re.compile(r'^(?:\d+@)?(\d+\.\d+):', re.M)
 
 
-class StampedMachine(TracedMachine):
+class StampedMachine(MeteredMachine, TracedMachine):
     """A machine whose trace has the time."""
 
     def __init__(self, binary: str) -> None:
@@ -38,14 +39,6 @@ class StampedMachine(TracedMachine):
         self._stamped = self.trace
         self.meter = Meter()
         self._wrapper = self.meter.command()
-
-    def shutdown(self, hard: bool = True,
-                 timeout: Optional[int] = 30) -> None:
-        """End it, and what was there for it."""
-        try:
-            super().shutdown(hard=hard, timeout=timeout)
-        finally:
-            self.meter.close()
 
     def look(self) -> None:
         """Have the helpers see what has happened so far."""
