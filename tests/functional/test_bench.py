@@ -203,6 +203,9 @@ class TestMigration(BenchTestCase):
         # The rest is what boot memory and the migration itself take.
         self.assertLess(self.value(many, 'kernel for it'),
                         FLAVOUR.dirty_log(GIB) + SLACK)
+        # A bit for each page, as KVM has it and in QEMU's own bitmap
+        self.assertLess(self.value(single, 'QEMU for it'),
+                        size // 4096 // 8 * 2 + 2 * MIB)
         # A bit for each page: of what is plugged, and in boot memory
         self.assertLess(self.value(many, 'QEMU for it'), 2 * MIB)
         self.assertLess(self.value(many, 'QEMU for it'),
