@@ -78,6 +78,7 @@ from vhost_backends import has_kvm, peer_qemu  # noqa: E402
 
 from bench import bare, formula, host, ioctls, page, report  # noqa: E402
 from bench import requirements, results, runner, subjects  # noqa: E402
+from bench.growth import Growth  # noqa: E402
 from bench.measurement import Context, Measurement  # noqa: E402
 from bench.memory import Memory  # noqa: E402
 from bench.meter import Meter  # noqa: E402
@@ -88,7 +89,8 @@ from bench.requests import Requests  # noqa: E402
 from bench.start import Start  # noqa: E402
 from bench.vhost import Vhost  # noqa: E402
 
-MEASUREMENTS = (Memory, Start, Requests, Migration, Vhost, NestedKvm, Plans)
+MEASUREMENTS = (Memory, Start, Growth, Requests, Migration, Vhost, NestedKvm,
+                Plans)
 
 
 def choose_subjects() -> List[subjects.Subject]:

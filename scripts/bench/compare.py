@@ -15,7 +15,7 @@ from bench.tables import (Section, Table, nested_case, size_text,
 # Of all these, less is better.
 COSTS: Dict[str, Tuple[str, ...]] = {
     'memory': ('kernel', 'QEMU'), 'start': ('start',),
-    'requests': ('time',),
+    'growth': ('time',), 'requests': ('time',),
     'migration': ('set-up', 'kernel for it', 'QEMU for it', 'last sync',
                   'dirty-log time', 'load'),
     'vhost': ('time', 'kernel, 1 GiB plugged', 'memory messages'),
@@ -76,6 +76,9 @@ def _what(figure: Figure) -> str:
     size = parameters.pop('size', None)
     if size is not None:
         words.append(size_text(float(size)) if size else 'no device')
+    beside = parameters.pop('beside', 0)
+    if beside:
+        words.append(f'{size_text(float(beside))} plugged')
     words += [f'{value} plugged' if key == 'plugged' else str(value)
               for key, value in parameters.items()]
     return ', '.join(words)
@@ -130,14 +133,17 @@ def ratios(results: Results) -> Section:
 REASONS = {
     'requests': 'Mapping a memslot is part of the request that needs it '
                 'first, and unmapping of the one that needs it last; a '
-                'single memslot is mapped at start, at once, plugged or not.',
+                'single memslot is mapped at start, at once, plugged or '
+                'not. "Start and growth" has both.',
     'vhost': 'The same: memslots are mapped as the machine grows.',
     'migration, QEMU for it':
         'Bitmaps of what is dirty are not there before; in all, QEMU has less '
         'memory.'}
 DYNAMIC_REASONS = {
     'requests': 'The blocks lie all over the device. Memslots are smaller at '
-                'its start, where guests plug first, and larger behind.',
+                'its start, where guests plug first, and larger behind. '
+                '"Start and growth" is about guests that plug from the '
+                'start.',
     'vhost': 'Beside such a backend, the peer\'s device has a single memslot, '
              'mapped at once by the first request; for which the kernel\'s '
              'memory is that of the whole device.'}

@@ -64,6 +64,23 @@ class BenchMachine(MeteredMachine):
                                  self.trace.read_text('utf-8'), re.M):
             yield float(match[1]), match[2], match[3]
 
+    def trace_requests(self) -> None:
+        """Have requests written to it."""
+        self.add_traces('virtio_mem_plug_request',
+                        'virtio_mem_unplug_request',
+                        'virtio_mem_send_response')
+
+    def requests(self) -> List[float]:
+        """How long each request so far has taken in QEMU."""
+        start, found = 0.0, []
+        for moment, name, _arguments in self.events():
+            if name.endswith('plug_request'):
+                start = moment
+            elif name == 'virtio_mem_send_response' and start:
+                found.append(moment - start)
+                start = 0.0
+        return found
+
     def add_device(self) -> None:
         """Have the device there from the start."""
         self.add_args(

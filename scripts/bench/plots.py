@@ -205,21 +205,46 @@ def start(results: Results) -> Tuple[Plot, str]:
     return plot, 'Time from exec to the first QMP command'
 
 
+def growth(results: Results) -> Tuple[Plot, str]:
+    """Start and growth."""
+    sizes = results.values_of('growth', 'size')
+    plot = Plot(results, len(sizes))
+    for axis, size in zip(plot.axes, sizes):
+        names = [name for name, _bytes in stages(size)]
+        for subject in results.subjects:
+            seen = [(at, found) for at, name in enumerate(names)
+                    if (found := results.find('growth', 'time', subject,
+                                              size=size, plugged=name))
+                    and found.values]
+            axis.errorbar([at for at, _figure in seen],
+                          [found.median for _at, found in seen],
+                          _error([found for _at, found in seen]),
+                          marker='o', markersize=4, capsize=3, elinewidth=1,
+                          color=plot.color(subject),
+                          label=label(results, subject))
+        axis.set_yscale('log')
+        axis.set_xticks(range(len(names)), names, fontsize='small')
+        axis.set_xlabel(f'plugged of {size_text(size)}')
+    plot.axes[0].set_ylabel('seconds')
+    plot.legend()
+    return plot, 'Time from exec until so much is plugged'
+
+
 def requests(results: Results) -> Tuple[Plot, str]:
     """Requests: time in KVM and around it."""
-    sizes = results.values_of('requests', 'size')
+    cases = tables.request_cases(results)
     kinds = results.values_of('requests', 'request')
-    plot = Plot(results, len(sizes))
+    plot = Plot(results, len(cases))
     count = len(results.subjects)
-    for axis, size in zip(plot.axes, sizes):
+    for axis, (text, case) in zip(plot.axes, cases):
         for number, subject in enumerate(results.subjects):
             where = [at + 0.2 * number - 0.1 * (count - 1)
                      for at in range(len(kinds))]
 
             def medians(metric: str, subject: str = subject,
-                        size: int = size) -> List[float]:
+                        case: Dict[str, int] = case) -> List[float]:
                 found = [results.find('requests', metric, subject,
-                                      size=size, request=kind)
+                                      request=kind, **case)
                          for kind in kinds]
                 return [(one.median or 0) * 1e6 if one else 0
                         for one in found]
@@ -231,7 +256,7 @@ def requests(results: Results) -> Tuple[Plot, str]:
         axis.set_xticks(range(len(kinds)),
                         [kind.replace(', ', ',\n') for kind in kinds],
                         fontsize='small')
-        axis.set_title(f'device of {size_text(size)}', fontsize='small')
+        axis.set_title(text, fontsize='small')
     plot.axes[0].set_ylabel('µs (hatched: in KVM\'s ioctl)')
     plot.legend()
     return plot, 'Time of a request to plug or unplug one block'
@@ -354,9 +379,9 @@ def plans(results: Results) -> Tuple[Plot, str]:
 PLOTS: Dict[str, Callable[[Results], Tuple[Plot, str]]] = {
     'kernel-memory': kernel_memory,
     'kernel-memory-unplugged': kernel_memory_unplugged,
-    'qemu-memory': qemu_memory, 'start': start, 'requests': requests,
-    'migration': migration, 'vhost': vhost, 'nested': nested,
-    'plans': plans}
+    'qemu-memory': qemu_memory, 'start': start, 'growth': growth,
+    'requests': requests, 'migration': migration, 'vhost': vhost,
+    'nested': nested, 'plans': plans}
 
 
 def write(results: Results, file: Path, output: Path,

@@ -1,7 +1,7 @@
 """
 Requests to plug and unplug: time in QEMU, time in KVM, and KVM's ioctls.
 
-In each memslot, one block is plugged, which maps it, then another one; then
+In each place, a block is plugged, which maps a memslot, then some more; then
 they are unplugged again.
 
 SPDX-License-Identifier: GPL-2.0-or-later
@@ -21,8 +21,9 @@ from bench.subjects import Subject
 
 # What the requests are for, in the order of their times
 KINDS = ('plug, maps', 'plug', 'unplug', 'unplug, unmaps')
-# How many places, and how far apart, in parts of the device
-PLACES = 32
+# How many places in a device, and how many more blocks in each
+PLACES = 16
+MORE = 7
 
 
 @dataclass
@@ -34,27 +35,17 @@ class Request:
     calls: int
 
 
-def _events(machine: BenchMachine) -> List[float]:
-    """How long each request has taken, as QEMU's trace tells."""
-    start, found = 0.0, []
-    for moment, name, _arguments in machine.events():
-        if name.endswith('plug_request'):
-            start = moment
-        elif name == 'virtio_mem_send_response' and start:
-            found.append(moment - start)
-            start = 0.0
-    return found
-
-
 def _over_kvm(requests: Dict[str, List[Request]]) -> List[Sample]:
     """
-    How much more a request takes because it changes memslots, in units of
-    what KVM takes for that.
+    How much more a request takes because it changes memslots than the one
+    next to it, in units of what KVM takes for that.
     """
     samples = []
-    for mapping, other in (KINDS[:2], (KINDS[3], KINDS[2])):
+    for mapping, others in (
+            (KINDS[0], requests[KINDS[1]][::MORE]),
+            (KINDS[3], requests[KINDS[2]][MORE - 1::MORE])):
         pairs = [(a.seconds - b.seconds, a.kvm_seconds - b.kvm_seconds)
-                 for a, b in zip(requests[mapping], requests[other])]
+                 for a, b in zip(requests[mapping], others)]
         kvm = statistics.median(pair[1] for pair in pairs)
         if kvm > 0:
             more = statistics.median(pair[0] for pair in pairs)
@@ -69,32 +60,45 @@ class Requests(Measurement):
     estimate = 1.0
 
     def points(self, quick: bool) -> List[Parameters]:
-        return [{'size': size} for size in
-                ([64 * GIB] if quick else [64 * GIB, TIB])]
+        """
+        With nothing else plugged, and with most of the device, in as many
+        memslots as there are by default.
+        """
+        points: List[Parameters] = [{'size': 64 * GIB, 'beside': 0}]
+        if not quick:
+            points += [{'size': 256 * GIB, 'beside': 240 * GIB},
+                       {'size': TIB, 'beside': 0}]
+        return points
 
     @staticmethod
-    def _requests(machine: BenchMachine) -> Dict[str, List[Request]]:
+    def _requests(machine: BenchMachine,
+                  beside: int) -> Dict[str, List[Request]]:
         """Do all of them."""
         block = machine.memory.block
         found: Dict[str, List[Request]] = {kind: [] for kind in KINDS}
         order, calls = [], []
+        machine.plug(0, beside)
+        before = len(machine.requests())
         seen = len(machine.recorder.calls())
+        more = range(block, block * (MORE + 1), block)
         for place in range(PLACES):
-            offset = machine.size // PLACES * place
+            first = beside + (machine.size - beside) // PLACES * place
             for kind, action, where in (
-                    ('plug, maps', machine.memory.plug, offset),
-                    ('plug', machine.memory.plug, offset + block),
-                    ('unplug', machine.memory.unplug, offset + block),
-                    ('unplug, unmaps', machine.memory.unplug, offset)):
-                answer = action(where, block)
-                if answer != Answer.ACK:
-                    raise RuntimeError(f'{kind}: {answer!r}')
-                # What QEMU frees late is no part of the next request.
-                time.sleep(0.005)
-                order.append(kind)
-                calls.append(machine.recorder.calls(seen))
-                seen += len(calls[-1])
-        for kind, seconds, made in zip(order, _events(machine), calls):
+                    ('plug, maps', machine.memory.plug, [0]),
+                    ('plug', machine.memory.plug, more),
+                    ('unplug', machine.memory.unplug, more),
+                    ('unplug, unmaps', machine.memory.unplug, [0])):
+                for offset in where:
+                    answer = action(first + offset, block)
+                    if answer != Answer.ACK:
+                        raise RuntimeError(f'{kind}: {answer!r}')
+                    # What QEMU frees late is no part of the next request.
+                    time.sleep(0.005)
+                    order.append(kind)
+                    calls.append(machine.recorder.calls(seen))
+                    seen += len(calls[-1])
+        for kind, seconds, made in zip(order, machine.requests()[before:],
+                                       calls):
             sets = [call for call in made if call.sets_memslot]
             found[kind].append(Request(
                 seconds, sum(call.seconds for call in sets), len(sets),
@@ -103,19 +107,18 @@ class Requests(Measurement):
 
     def run(self, context: Context, subject: Subject,
             point: Parameters) -> List[Sample]:
-        size = int(point['size'])
-        reason = context.affords_device(subject, size)
+        size, beside = int(point['size']), int(point['beside'])
+        reason = (context.affords_device(subject, size)
+                  or context.affords(context.flavour.bytes(beside)))
         if reason is not None:
             return [Sample('time', 's', None, {'request': kind},
                            reason=reason) for kind in KINDS]
         with BenchMachine(subject, context.library, size) as machine:
             machine.add_device()
-            machine.add_traces('virtio_mem_plug_request',
-                               'virtio_mem_unplug_request',
-                               'virtio_mem_send_response')
+            machine.trace_requests()
             machine.launch()
             machine.start_driver()
-            requests = self._requests(machine)
+            requests = self._requests(machine, beside)
         samples: List[Sample] = []
         for kind, made in requests.items():
             for metric, unit, value in (

@@ -153,29 +153,62 @@ def start(results: Results) -> Section:
         table, ['start'])
 
 
+def growth(results: Results) -> Section:
+    """Start and growth."""
+    table = Table(['Device', 'Plugged', *results.subjects])
+    for size in results.values_of('growth', 'size'):
+        for stage, _bytes in stages(size):
+            table.rows.append([size_text(size), stage] + [
+                cell(results.find('growth', 'time', subject, size=size,
+                                  plugged=stage), True)
+                for subject in results.subjects])
+    return Section(
+        'Start and growth',
+        'The same, and what QEMU takes for the requests of a guest that '
+        'plugs from the start of the device, 1 GiB with each, until so much '
+        'is plugged. A single memslot is paid for at start, many are as the '
+        'device grows.', table, ['growth'])
+
+
+def request_cases(results: Results) -> List[Tuple[str, Dict[str, int]]]:
+    """All devices that requests were measured with."""
+    cases = {}
+    for figure in results:
+        if figure.measurement == 'requests':
+            size, beside = (int(figure.parameters[name])
+                            for name in ('size', 'beside'))
+            text = size_text(size)
+            if beside:
+                text += f', {size_text(beside)} plugged'
+            cases[text] = {'size': size, 'beside': beside}
+    return list(cases.items())
+
+
 def requests(results: Results) -> Section:
     """Requests."""
     table = Table(['Device', 'Request', '', *results.subjects])
-    for size in results.values_of('requests', 'size'):
+    for text, case in request_cases(results):
         for kind in results.values_of('requests', 'request'):
             for metric in ('time', 'KVM time', 'memslot ioctls',
                            'over KVM'):
                 figures = [results.find('requests', metric, subject,
-                                        size=size, request=kind)
+                                        request=kind, **case)
                            for subject in results.subjects]
                 if any(figure and any(figure.values) for figure in figures):
                     table.rows.append(
-                        [size_text(size), kind, metric]
+                        [text, kind, metric]
                         + [cell(figure, metric == 'time')
                            for figure in figures])
     return Section(
         'Requests',
         'Time that QEMU takes for a request of the guest to plug or unplug '
-        'one block: the first one in a memslot ("plug, maps"), one more '
-        '("plug"), and back again. "KVM time" is what KVM\'s ioctl takes of '
-        'it, "over KVM" is how many times of that a request takes more '
-        'because it changes memslots: 1 would mean that KVM\'s ioctl is all '
-        'that it costs.', table, ['requests'])
+        'one block: the first one in a memslot ("plug, maps"), one of seven '
+        'more ("plug"), and back again, in 16 places that are evenly spread '
+        'over the device; or over its end, with the rest plugged and '
+        'mapped. "KVM time" is what KVM\'s ioctl takes of it. "Over KVM" '
+        'is how many times of that a request takes more, because it changes '
+        'memslots, than the one next to it: 1 would mean that KVM\'s ioctl '
+        'is all that it costs.', table, ['requests'])
 
 
 MIGRATION = ('set-up', 'kernel for it', 'QEMU for it', 'last sync',
@@ -295,6 +328,7 @@ def plans(results: Results) -> Section:
 
 
 SECTIONS = {'memory': (memory, own, memslots), 'start': (start,),
+            'growth': (growth,),
             'requests': (requests,), 'migration': (migration,),
             'vhost': (vhost,), 'nested': (nested,), 'plans': (plans,)}
 

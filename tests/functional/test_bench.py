@@ -19,6 +19,7 @@ sys.path.insert(0, str(environment.SCRIPTS))
 # pylint: disable=wrong-import-position
 from bench import bare, formula, ioctls, runner, subjects  # noqa: E402
 from bench.formula import GIB, KIB, MIB, TIB, Flavour  # noqa: E402
+from bench.growth import Growth  # noqa: E402
 from bench.machine import BenchMachine  # noqa: E402
 from bench.measurement import (Context, Measurement,  # noqa: E402
                                Parameters, Sample)
@@ -176,18 +177,43 @@ class TestRequests(BenchTestCase):
 
     def test_ioctls(self) -> None:
         """For each kind of request."""
-        for name, mapping in (('on', 1), ('off', 0)):
-            samples = measure(Requests(), name, size=PLACES * GIB)
+        for name, mapping, beside in (('on', 1, 0), ('on', 1, 64 * GIB),
+                                      ('off', 0, 0)):
+            samples = measure(Requests(), name, beside=beside,
+                              size=beside + PLACES * GIB)
             for kind in KINDS:
                 expected = mapping if 'maps' in kind else 0
                 for metric in ('memslot ioctls', 'KVM ioctls'):
                     self.assertEqual(
                         self.value(samples, f'{metric}: {kind}'), expected,
-                        (name, kind, metric))
+                        (name, beside, kind, metric))
                 self.assertGreater(self.value(samples, f'time: {kind}'), 0)
                 self.assertEqual(
                     self.value(samples, f'KVM time: {kind}') > 0,
                     expected > 0)
+
+
+class TestGrowth(BenchTestCase):
+    """What comes later takes longer."""
+
+    def test_growth(self) -> None:
+        """With many memslots, and with one."""
+        size = 128 * GIB
+        for name in ('on', 'off'):
+            samples = measure(Growth(), name, size=size)
+            times = [self.value(samples, f'time: {stage}')
+                     for stage, _bytes in stages(size)]
+            self.assertGreater(times[0], 0)
+            self.assertEqual(times, sorted(times))
+            self.assertLess(times[0], times[-1])
+
+    def test_left_out(self) -> None:
+        """All of it is what the machine has to afford."""
+        for name in ('on', 'off'):
+            sample, = Growth().run(context(limit=FLAVOUR.bytes(GIB)),
+                                   subject(name), {'size': 64 * GIB})
+            self.assertIsNone(sample.value)
+            self.assertIn('would take', sample.reason)
 
 
 class TestMigration(BenchTestCase):
