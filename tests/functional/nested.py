@@ -8,6 +8,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import asyncio
+import os
 import re
 import shlex
 import shutil
@@ -18,14 +19,15 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from qemu.machine.machine import VMLaunchFailure
+from qemu.qmp import ExecuteError, QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from guest import MIB, Guest, GuestError
+from guest import COMMAND_TIMEOUT, MIB, Guest
 from vm import (BOOT_STALL, GIB, QMP_TIMEOUT, VirtualMachine,
                 virtio_mem_arguments, wait_until)
 
-# Enough for a small VM in there, and for what KVM needs for large memslots.
-# Enough for a QEMU with sanitizers
+# Enough for a small VM in there, for what KVM needs for large memslots, and
+# for a QEMU with sanitizers.
 HOST_RAM = 4 * GIB
 RAM = 256 * MIB
 FIRMWARE = ('bios-256k.bin', 'kvmvapic.bin', 'linuxboot_dma.bin')
@@ -38,7 +40,8 @@ LIBRARIES = '/nested/lib'
 SHARE = '/nested/share'
 IMAGE = '/nested/image'
 LOG = '/nested/log'
-PIDFILE = '/nested/pid'
+# In the log.
+SANITIZER_REPORT = '(ERROR: [A-Za-z]*Sanitizer|runtime error): '
 # Its virtio-serial ports, and what they are for in the QEMU in there.
 PORTS = ('monitor', 'commands', 'console')
 
@@ -63,8 +66,9 @@ def _gather(binary: str, wrapper: str, image: Path, root: Path) -> None:
     """
     for name in (LIBRARIES, SHARE, IMAGE):
         (root / name[1:]).mkdir(parents=True)
-    # Most of it is debug information.
-    subprocess.run(['strip', '-o', str(root / QEMU[1:]), binary], check=True)
+    # Most of it is debug information; sanitizers tell names of functions.
+    subprocess.run(['strip', '-g', '-o', str(root / QEMU[1:]), binary],
+                   check=True)
     for line in _output('ldd', binary).splitlines():
         match = re.fullmatch(r'\s*(?:(\S+) => )?(/\S+) \(0x[0-9a-f]+\)', line)
         if match:
@@ -83,6 +87,19 @@ def _gather(binary: str, wrapper: str, image: Path, root: Path) -> None:
     shutil.copy(image / 'kernel', root / IMAGE[1:])
     _concatenate([image / 'initramfs', image / 'initramfs-nested'],
                  root / IMAGE[1:] / 'initramfs')
+
+
+def _environment() -> str:
+    """
+    Variables for a QEMU in there, for a shell. Nobody would see a leak: QEMU
+    is killed.
+    """
+    variables = {'LD_LIBRARY_PATH': LIBRARIES,
+                 'ASAN_OPTIONS': 'detect_leaks=0'}
+    if 'UBSAN_OPTIONS' in os.environ:
+        variables['UBSAN_OPTIONS'] = os.environ['UBSAN_OPTIONS']
+    return ' '.join(f'{name}={shlex.quote(value)}'
+                    for name, value in variables.items())
 
 
 def _concatenate(sources: Sequence[Path], target: Path) -> None:
@@ -203,7 +220,8 @@ class NestedMachine:
         if maxmem:
             memory += f',slots=2,maxmem={maxmem // MIB}M'
         self._args = ['-machine', machine, '-m', memory]
-        self._pid: Optional[int] = None
+        # The shell that waits for QEMU.
+        self._shell: Optional[int] = None
         self._monitor: Optional[QEMUMonitorProtocol] = None
         self._linux = False
 
@@ -234,42 +252,60 @@ class NestedMachine:
         command = [QEMU, '-L', SHARE, '-nodefaults', '-display', 'none',
                    '-accel', 'kvm', '-cpu', 'host',
                    '-chardev', f'pipe,id=monitor,path={_port("monitor")}',
-                   '-mon', 'chardev=monitor,mode=control',
-                   '-daemonize', '-pidfile', PIDFILE, '-D', LOG]
+                   '-mon', 'chardev=monitor,mode=control']
         for event in TRACE:
             command += ['-trace', event]
         command += self._args
         # What QEMU has to say first would be lost without a listener.
         listener = socket.socket(socket.AF_UNIX)
         listener.connect(str(self.host.directory / 'monitor'))
-        try:
-            # A sanitizer may have its say before.
-            self._pid = int(self.host.run(
-                f'rm -f {LOG}; LD_LIBRARY_PATH={LIBRARIES} '
-                f'{shlex.join(command)} && cat {PIDFILE}').splitlines()[-1])
-        except GuestError:
-            listener.close()
-            # A daemon's errors go to its log.
-            raise VMLaunchFailure(1, shlex.join(command),
-                                  self.log()) from None
         self._monitor = QEMUMonitorProtocol(sock=listener, server=True)
-        self._monitor.accept(QMP_TIMEOUT)
+        # No -daemonize: QEMU has two threads when it forks, and a sanitizer's
+        # lock that the other one held is never released in the child. The
+        # port stays open when QEMU dies, so that whoever waits for an answer
+        # has to be told, by what is no QMP. The shell stays: if a child ends
+        # while its parent reads a command, that loses what it has read so far.
+        self._shell = int(self.host.run(
+            f'{{ {_environment()} {shlex.join(command)}; '
+            f'echo "QEMU exits: $?" >{_port("monitor")}; sleep 1d; }} '
+            f'>{LOG} 2>&1 & echo $!'))
+        try:
+            self._monitor.accept(COMMAND_TIMEOUT)
+        except (asyncio.TimeoutError, QMPError):
+            self._end()
+            raise VMLaunchFailure(1, shlex.join(command),
+                                  self.messages()) from None
         self._monitor.settimeout(QMP_TIMEOUT)
         if self._linux:
             self.host.inner.wait_ready(BOOT_STALL)
 
-    def shutdown(self) -> None:
-        """End QEMU, and wait until nothing is left of it."""
+    def _end(self) -> None:
+        """Wait until nothing is left of QEMU."""
         if self._monitor is not None:
-            self._monitor.close()
+            try:
+                self._monitor.close()
+            except QMPError:
+                # It repeats what went wrong before.
+                pass
             self._monitor = None
-        if self._pid is not None:
-            # The first thread may be dead before the others.
+        if self._shell is not None:
+            # The shell first, or it would report the end of QEMU to the next
+            # one's monitor. The first thread may be dead before the others.
             self.host.run(
-                f'kill -9 {self._pid}; cd /proc/{self._pid}/task && '
-                'while grep -q "^State:.[^ZX]" */status; '
-                'do sleep 0.1; done 2>/dev/null; cd /')
-            self._pid = None
+                f'{{ children=$(cat /proc/{self._shell}/task/*/children); '
+                f'kill -9 {self._shell}; wait {self._shell}; '
+                'for child in $children; do kill -9 $child; '
+                'while grep -q "^State:.[^ZX]" /proc/$child/task/*/status; '
+                'do sleep 0.1; done; done; } 2>/dev/null')
+            self._shell = None
+
+    def shutdown(self) -> None:
+        """End QEMU: NestedError if a sanitizer found something in it."""
+        started = self._shell is not None
+        self._end()
+        if (started and self.host.run(
+                f'grep -E "{SANITIZER_REPORT}" {LOG} || true')):
+            raise NestedError(f'QEMU printed:\n{self.messages()}')
 
     def __enter__(self) -> 'NestedMachine':
         return self
@@ -284,11 +320,11 @@ class NestedMachine:
             return self._monitor.command(
                 name, **{key.replace('_', '-'): value
                          for key, value in arguments.items()})
-        except asyncio.TimeoutError:
-            # The port stays open when QEMU dies.
-            log = '\n'.join(self.log().splitlines()[-5:])
-            raise NestedError(f'QEMU does not answer {name}; its log ends '
-                              f'with:\n{log}') from None
+        except ExecuteError:
+            raise
+        except (asyncio.TimeoutError, QMPError):
+            raise NestedError(f'QEMU does not answer {name}; it printed:\n'
+                              f'{self.messages()}') from None
 
     def memory_device(self, name: str) -> Dict[str, Any]:
         """What query-memory-devices has about a device."""
@@ -317,6 +353,11 @@ class NestedMachine:
     def log(self) -> str:
         """What QEMU printed since it runs, and its trace events."""
         return self.host.run(f'cat {LOG}')
+
+    def messages(self) -> str:
+        """What QEMU printed, or a sanitizer, but for trace events."""
+        return '\n'.join(line for line in self.log().splitlines()
+                         if not re.match(r'(kvm|vhost)_\w+ ', line))
 
     def kvm_calls(self) -> List[KvmCall]:
         """All calls that set a memslot."""
