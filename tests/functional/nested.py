@@ -144,7 +144,10 @@ class NestedHost(VirtualMachine):
 
     def boot(self) -> None:
         """Start the VM and load the modules that need no special CPU."""
-        guest = self.add_guest(self._make_image())
+        # Each VM that starts or ends has Linux change its own code. With more
+        # than one CPU, TCG may be translating that at the same time, and not
+        # notice: the CPU meets a breakpoint that is long gone, for ever.
+        guest = self.add_guest(self._make_image(), cpus=1)
         commands = self.inner.qemu_socket
         assert commands is not None
         commands.set_inheritable(True)
