@@ -43,11 +43,10 @@ class Host(NestedHost):
     """A host that runs another QEMU than it is run by."""
 
     def __init__(self, binary: str) -> None:
-        super().__init__(environment.qemu_system(), environment.image())
+        super().__init__(environment.emulator(), binary, environment.image())
         self.add_args('-m', HOST_MEMORY)
         self.binary = binary
         self._binary_to_test, self._libraries = _unwrap(binary)
-        self._wrapper_to_test = binary
 
     def _make_image(self) -> Path:
         before = os.environ.get('LD_LIBRARY_PATH')

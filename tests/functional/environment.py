@@ -60,6 +60,14 @@ def stock_qemu() -> str:
                / 'qemu-system-x86_64')
 
 
+def emulator() -> str:
+    """
+    What emulates the machine that the QEMU to be tested runs in: that itself,
+    but for one with sanitizers, which make it slow.
+    """
+    return stock_qemu() if 'ASAN_OPTIONS' in os.environ else qemu_system()
+
+
 @functools.lru_cache(maxsize=None)
 def _why_not_kvm() -> Optional[str]:
     return vm.why_not_kvm(qemu_system(), image())

@@ -110,10 +110,10 @@ def _concatenate(sources: Sequence[Path], target: Path) -> None:
 
 
 class NestedHost(VirtualMachine):
-    """A VM with a Linux guest that runs VMs."""
+    """A VM with a Linux guest that runs VMs of a QEMU to be tested."""
 
-    def __init__(self, binary: str, image: Path) -> None:
-        super().__init__(binary, 'tcg', HOST_RAM, cpu='max')
+    def __init__(self, emulator: str, binary: str, image: Path) -> None:
+        super().__init__(emulator, 'tcg', HOST_RAM, cpu='max')
         self._binary_to_test = self._wrapper_to_test = binary
         self._base_image = image
         # Of a Linux guest in there; one at a time.

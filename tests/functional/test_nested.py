@@ -33,7 +33,8 @@ HOST: NestedHost
 def setUpModule() -> None:  # pylint: disable=invalid-name
     """Boot the host: it takes longer than most tests."""
     global HOST  # pylint: disable=global-statement
-    HOST = NestedHost(environment.qemu_system(), environment.image())
+    HOST = NestedHost(environment.emulator(), environment.qemu_system(),
+                      environment.image())
     unittest.addModuleCleanup(HOST.shutdown)
     HOST.boot()
     try:
