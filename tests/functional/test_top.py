@@ -37,7 +37,9 @@ HOME, CLEAR_LINE, CLEAR_BELOW = '\033[H', '\033[K', '\033[J'
 def command_line(*arguments: str) -> List[str]:
     """What runs the program."""
     program = environment.build_dir() / 'qemu/scripts/memslots-top'
-    return ['/usr/bin/python3', str(program), *arguments]
+    # A shell has programs that it starts in the background ignore SIGINT.
+    return ['/usr/bin/env', '--default-signal=INT',
+            '/usr/bin/python3', str(program), *arguments]
 
 
 def add_qmp(machine: VirtualMachine) -> str:
