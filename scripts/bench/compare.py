@@ -141,9 +141,11 @@ REASONS = {
         'memory.'}
 DYNAMIC_REASONS = {
     'requests': 'The blocks lie all over the device. Memslots are smaller at '
-                'its start, where guests plug first, and larger behind. '
-                '"Start and growth" is about guests that plug from the '
-                'start.',
+                'its start, where guests plug first, and larger behind: '
+                'see "Start and growth". With memslot-min-size=4G, those '
+                'of 1 TiB are as equal as the peer\'s.',
+    'migration, QEMU for it': 'The peer has more memory before: see "QEMU\'s '
+                              'own memory".',
     'vhost': 'Beside such a backend, the peer\'s device has a single memslot, '
              'mapped at once by the first request; for which the kernel\'s '
              'memory is that of the whole device.'}

@@ -88,10 +88,6 @@ def headline(results: Results) -> str:
          for subject in results.subjects])
     add('start to QMP', [results.find('start', 'start', subject, size=size)
                          for subject in results.subjects])
-    for stage, what in (('1 GiB', '1 GiB'), ('100 %', 'all of it')):
-        add(f'start and growth, until {what} is plugged',
-            [results.find('growth', 'time', subject, size=size,
-                          plugged=stage) for subject in results.subjects])
     for metric, what in (('set-up', 'migration set-up'),
                          ('last sync', 'dirty-log sync')):
         add(f'{what}, 1 GiB plugged',
