@@ -236,8 +236,10 @@ class TestMigration(BenchTestCase):
         self.assertLess(self.value(many, 'QEMU for it'), 2 * MIB)
         self.assertLess(self.value(many, 'QEMU for it'),
                         self.value(single, 'QEMU for it'))
+        # The one may sync once more than the other; but it does not ask for
+        # each of the memslots that there could be.
         self.assertLess(self.value(many, 'dirty-log ioctls'),
-                        self.value(single, 'dirty-log ioctls'))
+                        1.1 * self.value(single, 'dirty-log ioctls'))
         self.assertEqual(
             self.value(many, 'memslots of the destination'), 1)
 
