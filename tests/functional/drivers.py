@@ -24,6 +24,8 @@ HEAP = 16 * MIB
 # Where BARs go: no RAM is there, and the PCI host lets them through.
 BARS = 0xe0000000
 BAR_SIZE = 64 * 1024
+# Ports to PCI configuration space
+PCI_ADDRESS, PCI_DATA = 0xcf8, 0xcfc
 # Eject register of the PCI hotplug controller of machine pc.
 ACPI_PCI_EJECT = 0xae08
 # Something hangs if a request takes as long as that.
@@ -109,6 +111,20 @@ class Machine(VirtualMachine):
     def set_number(self, address: int, letter: str, value: int) -> None:
         """Write a number."""
         self.qtest(f'write{letter} {address} {value}')
+
+    def pci_read(self, slot: int, register: int) -> int:
+        """Read from the configuration space of a device on the root bus."""
+        self._select_pci(slot, register)
+        return int(self.qtest(f'inl {PCI_DATA}'), 16)
+
+    def pci_write(self, slot: int, register: int, value: int) -> None:
+        """Write to it."""
+        self._select_pci(slot, register)
+        self.qtest(f'outl {PCI_DATA} {value}')
+
+    def _select_pci(self, slot: int, register: int) -> None:
+        self.qtest(f'outl {PCI_ADDRESS} '
+                   f'{0x80000000 | slot << 11 | register & ~3}')
 
     def allocate(self, size: int) -> int:
         """Boot memory that nothing else uses, aligned to pages."""
@@ -196,17 +212,11 @@ class VirtioDevice:
         self._find()
         self._start(nr_queues, features | F_VERSION_1)
 
-    def _pci_read(self, offset: int) -> int:
-        self._select(offset)
-        return int(self.machine.qtest('inl 0xcfc'), 16)
+    def _pci_read(self, register: int) -> int:
+        return self.machine.pci_read(self.slot, register)
 
-    def _pci_write(self, offset: int, value: int) -> None:
-        self._select(offset)
-        self.machine.qtest(f'outl 0xcfc {value}')
-
-    def _select(self, offset: int) -> None:
-        self.machine.qtest(
-            f'outl 0xcf8 {0x80000000 | self.slot << 11 | offset & ~3}')
+    def _pci_write(self, register: int, value: int) -> None:
+        self.machine.pci_write(self.slot, register, value)
 
     def _find(self) -> None:
         """Map the BAR that has all that is needed, and find things there."""

@@ -43,9 +43,7 @@ class TestDisplay(unittest.TestCase):
                               '-device', f'VGA,addr={CARD_SLOT}')
         self.machine.launch()
         for register, value in ((0x10, FRAMEBUFFER), (4, 3)):
-            self.machine.qtest(
-                f'outl 0xcf8 {0x80000000 | CARD_SLOT << 11 | register}')
-            self.machine.qtest(f'outl 0xcfc {value}')
+            self.machine.pci_write(CARD_SLOT, register, value)
         for index, value in ((1, WIDTH), (2, HEIGHT), (3, DEPTH),
                              (4, LINEAR_ON)):
             self.machine.qtest(f'outw {VBE_INDEX} {index}')

@@ -35,9 +35,7 @@ class TestFlatView(unittest.TestCase):
 
     def write_config(self, register: int, value: int) -> None:
         """Write a register of the device with ports."""
-        self.machine.qtest(
-            f'outl 0xcf8 {0x80000000 | RNG_SLOT << 11 | register}')
-        self.machine.qtest(f'outl 0xcfc {value}')
+        self.machine.pci_write(RNG_SLOT, register, value)
 
     def replaced(self, change: Callable[[], None]) -> List[str]:
         """Roots of the views that a change replaces."""
