@@ -28,7 +28,7 @@ typedef struct Record {
     uint64_t start_ns;
     uint64_t duration_ns;
     uint64_t request;
-    /* of a memslot: slot number, address, size */
+    /* slot number of a memslot or its log; address and size of a memslot */
     uint64_t slot;
     uint64_t address;
     uint64_t size;
@@ -86,6 +86,10 @@ static int record(int fd, unsigned long request, void *arg)
         r->slot = mem->slot;
         r->address = mem->guest_phys_addr;
         r->size = mem->memory_size;
+    } else if (_IOC_NR(request) == _IOC_NR(KVM_GET_DIRTY_LOG)) {
+        r->slot = ((const struct kvm_dirty_log *)arg)->slot;
+    } else if (_IOC_NR(request) == _IOC_NR(KVM_CLEAR_DIRTY_LOG)) {
+        r->slot = ((const struct kvm_clear_dirty_log *)arg)->slot;
     }
     return ret;
 }

@@ -18,7 +18,8 @@ RECORD = struct.Struct('<6Q')
 MAX_RECORDS = 1 << 16
 # Numbers of KVM's ioctls: memslots, then dirty logs
 SET_MEMSLOT = {0x46, 0x49}
-DIRTY_LOG = {0x42, 0xc0}
+FETCH_LOG = 0x42
+DIRTY_LOG = {FETCH_LOG, 0xc0}
 
 
 @functools.lru_cache(maxsize=None)
@@ -52,6 +53,11 @@ class Call:
         """Whether it fetches or clears a dirty log."""
         return self.request & 0xff in DIRTY_LOG
 
+    @property
+    def fetches_log(self) -> bool:
+        """Whether it fetches a dirty log."""
+        return self.request & 0xff == FETCH_LOG
+
 
 class Recorder:
     """What one QEMU, to be run with environment(), calls."""
@@ -81,7 +87,7 @@ class Recorder:
                 found.append(Call(start / 1e9, duration / 1e9, *rest))
         return found
 
-    def memslots(self, first: int, size: int) -> Dict[Tuple[int, int], int]:
+    def memslots(self, first: int, size: int) -> Dict[int, int]:
         """The memslots in a range of addresses: sizes, by slot number."""
         slots: Dict[int, Tuple[int, int]] = {}
         for call in self.calls():
@@ -91,6 +97,5 @@ class Recorder:
                 slots[call.slot] = (call.address, call.size)
             else:
                 slots.pop(call.slot, None)
-        return {(slot >> 16, address): length
-                for slot, (address, length) in slots.items()
+        return {slot: length for slot, (address, length) in slots.items()
                 if first <= address < first + size}

@@ -6,7 +6,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import re
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from drivers import Answer, Machine, VirtioMem
 
@@ -125,7 +125,7 @@ class BenchMachine(MeteredMachine):
         """Bytes of QEMU's own memory."""
         return anonymous(self.pid())
 
-    def memslots(self) -> List[int]:
-        """Sizes of the device's memslots, as KVM was told."""
+    def memslots(self) -> Dict[int, int]:
+        """Sizes of the device's memslots by number, as KVM was told."""
         first = self.memory_device(DEVICE)['memaddr']
-        return list(self.recorder.memslots(first, self.size).values())
+        return self.recorder.memslots(first, self.size)

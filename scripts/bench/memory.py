@@ -120,5 +120,5 @@ class Memory(Measurement):
                 samples += self._samples(
                     {'plugged': stage.name}, stage.least,
                     spent=Spent.read(machine) - start,
-                    memslots=machine.memslots())
+                    memslots=list(machine.memslots().values()))
         return samples

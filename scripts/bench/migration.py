@@ -69,6 +69,7 @@ class Migration(Measurement):
             machine.start_driver()
             machine.plug(0, PLUGGED)
         kernel, own = machine.meter.read(), machine.anonymous()
+        memslots = machine.memslots() if size else {}
         seen = len(machine.recorder.calls())
         machine.command('migrate-set-parameters', max_bandwidth=SLOW)
         machine.command('migrate', uri=f'exec:cat >{file}')
@@ -80,6 +81,7 @@ class Migration(Measurement):
         syncs = _syncs(machine)
         logs = [call for call in machine.recorder.calls(seen)
                 if call.is_dirty_log]
+        of_device = [call for call in logs if call.slot in memslots]
         return [Sample('set-up', 's', setup),
                 Sample('kernel for it', 'bytes', kernel),
                 Sample('QEMU for it', 'bytes', own),
@@ -87,7 +89,12 @@ class Migration(Measurement):
                 Sample('last sync', 's', syncs[-1]),
                 Sample('dirty-log time', 's',
                        sum(call.seconds for call in logs)),
-                Sample('dirty-log ioctls', '', len(logs))]
+                Sample('dirty-log ioctls', '', len(logs)),
+                Sample('syncs', '', len(syncs)),
+                Sample('fetches for the device', '',
+                       sum(call.fetches_log for call in of_device)),
+                Sample('clears for the device', '',
+                       sum(not call.fetches_log for call in of_device))]
 
     @staticmethod
     def _destination(machine: BenchMachine, size: int,
