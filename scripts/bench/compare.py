@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Tuple
 
 from bench.formula import MIB
 from bench.results import Figure, Results
-from bench.tables import (Section, Table, nested_case, size_text,
+from bench.tables import (Section, Table, device_text, nested_case,
                           value_text)
 
 # Of all these, less is better.
@@ -74,11 +74,9 @@ def _what(figure: Figure) -> str:
         words.append(nested_case(parameters))
         parameters = {}
     size = parameters.pop('size', None)
+    beside = int(parameters.pop('beside', 0))
     if size is not None:
-        words.append(size_text(float(size)) if size else 'no device')
-    beside = parameters.pop('beside', 0)
-    if beside:
-        words.append(f'{size_text(float(beside))} plugged')
+        words.append(device_text(int(size), beside) if size else 'no device')
     words += [f'{value} plugged' if key == 'plugged' else str(value)
               for key, value in parameters.items()]
     return ', '.join(words)

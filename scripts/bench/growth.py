@@ -15,25 +15,18 @@ from bench.stages import stages
 from bench.start import Start
 from bench.subjects import Subject
 
+# What is plugged with each request
+STEP = GIB
+
 
 class Growth(Measurement):
-    """From the start of the device, as guests do, 1 GiB with each request."""
+    """From the start of the device, as guests do."""
     name = 'growth'
     estimate = 4.0
-    STEP = GIB
-
-    def __init__(self) -> None:
-        self._start = Start()
 
     def points(self, quick: bool) -> List[Parameters]:
         return [{'size': size} for size in
                 ([64 * GIB] if quick else [64 * GIB, TIB])]
-
-    def _grow(self, machine: BenchMachine) -> List[float]:
-        """How long each request takes in QEMU."""
-        for offset in range(0, machine.size, self.STEP):
-            machine.plug(offset, offset + self.STEP)
-        return machine.requests()
 
     def run(self, context: Context, subject: Subject,
             point: Parameters) -> List[Sample]:
@@ -42,15 +35,17 @@ class Growth(Measurement):
         reason = context.affords(context.flavour.bytes(size))
         if reason is not None:
             return [Sample('time', 's', None, reason=reason)]
-        started = self._start.run(context, subject, point)[0].value
+        started = Start().run(context, subject, point)[0].value
         assert started is not None
         with BenchMachine(subject, context.library, size) as machine:
             machine.add_device()
             machine.trace_requests()
             machine.launch()
             machine.start_driver()
-            taken = self._grow(machine)
+            for offset in range(0, size, STEP):
+                machine.plug(offset, offset + STEP)
+            taken = machine.requests()
         return [Sample('time', 's',
-                       started + sum(taken[:-(-plugged // self.STEP)]),
+                       started + sum(taken[:-(-plugged // STEP)]),
                        {'plugged': name})
                 for name, plugged in stages(size)]

@@ -22,9 +22,39 @@ MOST_BLOCKS = 65535
 
 
 class MeteredMachine(Machine):
-    """A machine that has a meter of its own."""
+    """A machine with a meter of its own, whose trace has the time."""
 
     meter: Meter
+    # Where QEMU writes it
+    stamped_trace: Path
+
+    def add_traces(self, *events: str) -> None:
+        """Have events written to the trace."""
+        for event in events:
+            self.add_args('-trace', event)
+
+    def events(self) -> Iterator[Tuple[float, str, str]]:
+        """Time, name and arguments of the events so far."""
+        for match in re.finditer(r'^(?:\d+@)?(\d+\.\d+):(\w+) (.*)$',
+                                 self.stamped_trace.read_text('utf-8'), re.M):
+            yield float(match[1]), match[2], match[3]
+
+    def trace_requests(self) -> None:
+        """Have requests written to the trace."""
+        self.add_traces('virtio_mem_plug_request',
+                        'virtio_mem_unplug_request',
+                        'virtio_mem_send_response')
+
+    def requests(self) -> List[float]:
+        """How long each request so far has taken in QEMU."""
+        start, found = 0.0, []
+        for moment, name, _arguments in self.events():
+            if name.endswith('plug_request'):
+                start = moment
+            elif name == 'virtio_mem_send_response' and start:
+                found.append(moment - start)
+                start = 0.0
+        return found
 
     def shutdown(self, hard: bool = True,
                  timeout: Optional[int] = 30) -> None:
@@ -49,37 +79,9 @@ class BenchMachine(MeteredMachine):
         # Meson has the allocator fill, and so touch, all that it gives.
         self._wrapper = [*self.meter.command(), 'env', '-u', 'MALLOC_PERTURB_',
                          *self.recorder.environment()]
-        self.trace = self.directory / 'trace'
-        self.add_args('-cpu', 'host', '-D', str(self.trace),
+        self.stamped_trace = self.directory / 'trace'
+        self.add_args('-cpu', 'host', '-D', str(self.stamped_trace),
                       '-msg', 'timestamp=on')
-
-    def add_traces(self, *events: str) -> None:
-        """Have events written to the trace, with the time."""
-        for event in events:
-            self.add_args('-trace', event)
-
-    def events(self) -> Iterator[Tuple[float, str, str]]:
-        """Time, name and arguments of the events so far."""
-        for match in re.finditer(r'^(?:\d+@)?(\d+\.\d+):(\w+) (.*)$',
-                                 self.trace.read_text('utf-8'), re.M):
-            yield float(match[1]), match[2], match[3]
-
-    def trace_requests(self) -> None:
-        """Have requests written to it."""
-        self.add_traces('virtio_mem_plug_request',
-                        'virtio_mem_unplug_request',
-                        'virtio_mem_send_response')
-
-    def requests(self) -> List[float]:
-        """How long each request so far has taken in QEMU."""
-        start, found = 0.0, []
-        for moment, name, _arguments in self.events():
-            if name.endswith('plug_request'):
-                start = moment
-            elif name == 'virtio_mem_send_response' and start:
-                found.append(moment - start)
-                start = 0.0
-        return found
 
     def add_device(self) -> None:
         """Have the device there from the start."""

@@ -46,6 +46,12 @@ def size_text(size: float) -> str:
     return f'{size / MIB:.1f} MiB'
 
 
+def device_text(size: int, beside: int = 0) -> str:
+    """A device, and what is plugged of it all the time."""
+    text = size_text(size)
+    return f'{text}, {size_text(beside)} plugged' if beside else text
+
+
 def time_text(seconds: float) -> str:
     """Seconds for people to read."""
     if seconds >= 1:
@@ -175,12 +181,9 @@ def request_cases(results: Results) -> List[Tuple[str, Dict[str, int]]]:
     cases = {}
     for figure in results:
         if figure.measurement == 'requests':
-            size, beside = (int(figure.parameters[name])
-                            for name in ('size', 'beside'))
-            text = size_text(size)
-            if beside:
-                text += f', {size_text(beside)} plugged'
-            cases[text] = {'size': size, 'beside': beside}
+            case = {name: int(figure.parameters[name])
+                    for name in ('size', 'beside')}
+            cases[device_text(**case)] = case
     return list(cases.items())
 
 

@@ -25,7 +25,7 @@ STEP = GIB
 MEMORY_MESSAGES = {5, 37, 38}
 
 
-_STAMP = re.compile(r'^(?:\d+@)?(\d+\.\d+):', re.M)
+_STAMP = re.compile(r'^(?:\d+@)?\d+\.\d+:', re.M)
 
 
 class StampedMachine(MeteredMachine, TracedMachine):
@@ -34,9 +34,8 @@ class StampedMachine(MeteredMachine, TracedMachine):
     def __init__(self, binary: str) -> None:
         super().__init__(binary)
         self.add_args('-cpu', 'host', '-msg', 'timestamp=on')
-        for event in ('virtio_mem_plug_request', 'virtio_mem_send_response'):
-            self.add_args('-trace', event)
-        self._stamped = self.trace
+        self.trace_requests()
+        self.stamped_trace = self.trace
         self.meter = Meter()
         self._wrapper = self.meter.command()
 
@@ -44,22 +43,7 @@ class StampedMachine(MeteredMachine, TracedMachine):
         """Have the helpers see what has happened so far."""
         self.trace = self.directory / 'plain-trace'
         self.trace.write_text(
-            _STAMP.sub('', self._stamped.read_text('utf-8')), 'utf-8')
-
-    def durations(self) -> List[float]:
-        """How long each request to plug took in QEMU."""
-        start, found = 0.0, []
-        for line in self._stamped.read_text('utf-8').splitlines():
-            match = _STAMP.match(line)
-            if match is None:
-                continue
-            event = line[match.end():]
-            if event.startswith('virtio_mem_plug_request'):
-                start = float(match[1])
-            elif event.startswith('virtio_mem_send_response') and start:
-                found.append(float(match[1]) - start)
-                start = 0.0
-        return found
+            _STAMP.sub('', self.stamped_trace.read_text('utf-8')), 'utf-8')
 
 
 class Vhost(Measurement):
@@ -102,7 +86,7 @@ class Vhost(Measurement):
         machine.look()
         sent = machine.messages() - before
         return [
-            Sample('time', 's', sum(machine.durations())),
+            Sample('time', 's', sum(machine.requests())),
             Sample('kernel, 1 GiB plugged', 'bytes', first),
             Sample('memory messages', '',
                    sum(count for message, count in sent.items()

@@ -87,12 +87,10 @@ class TestDisplay(unittest.TestCase):
         self.machine.command('migrate-set-parameters', max_bandwidth=SLOW)
         self.machine.command(
             'migrate', uri=f'exec:cat >{self.machine.directory}/migration')
-        wait_until('migration is active', lambda: self.machine.command(
-            'query-migrate')['status'] == 'active' or None)
+        self.machine.wait_migration('active')
         draw_all(11)
         self.machine.command('migrate_cancel')
-        wait_until('migration is over', lambda: self.machine.command(
-            'query-migrate')['status'] == 'cancelled' or None)
+        self.machine.wait_migration('cancelled')
         draw_all(21)
 
 

@@ -12,7 +12,7 @@ from typing import Callable, Dict, List
 import environment
 from drivers import Answer, VirtioMem
 from vhost_backends import DEVICE_SLOT, Block, TracedMachine, has_kvm
-from vm import GIB, MIB, wait_until
+from vm import GIB, MIB
 
 SIZE = 4 * GIB
 # A device with a BAR in I/O space, and where that goes
@@ -90,8 +90,7 @@ class TestFlatView(unittest.TestCase):
         self.machine.command('migrate-set-parameters', max_bandwidth=4096)
         self.machine.command(
             'migrate', uri=f'exec:cat >{self.machine.directory}/migration')
-        wait_until('migration is active', lambda: self.machine.command(
-            'query-migrate')['status'] == 'active' or None)
+        self.machine.wait_migration('active')
         # KVM was told to log the device's memslot.
         logged = re.findall(
             rf'^kvm_set_user_memory .*flags=0x1 gpa=0x{memory.start:x} ',

@@ -236,6 +236,11 @@ class VirtualMachine(QEMUMachine):
         wait_until('the destination runs', lambda: other.command(
             'query-status')['status'] == 'running' or None)
 
+    def wait_migration(self, status: str) -> None:
+        """Wait until the status of its migration is this one."""
+        wait_until(f'the migration is {status}', lambda: self.command(
+            'query-migrate')['status'] == status or None)
+
     def add_incoming(self) -> None:
         """Be the destination of a migration."""
         self.add_args('-incoming', f'unix:{self.directory}/migration')
