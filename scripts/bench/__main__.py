@@ -17,7 +17,7 @@ ROOT = SCRIPTS.parent
 sys.dont_write_bytecode = True
 # Python put this directory first, whose files have names of modules.
 sys.path[0] = str(SCRIPTS)
-sys.path.insert(0, str(ROOT / 'tests' / 'functional'))
+sys.path.insert(0, str(ROOT / 'tests' / 'system'))
 
 
 def parse_arguments() -> argparse.Namespace:

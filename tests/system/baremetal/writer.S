@@ -12,7 +12,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-/* Where these are in memory: see tests/functional/writer.py */
+/* Where these are in memory: see tests/system/writer.py */
 #define STACK           0x1000
 #define RUN             0x1000
 #define RUNNING         0x1004
