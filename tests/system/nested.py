@@ -22,7 +22,7 @@ from qemu.machine.machine import VMLaunchFailure
 from qemu.qmp import ExecuteError, QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from guest import COMMAND_TIMEOUT, MIB, Guest
+from guest import MIB, Guest
 from vm import (BOOT_STALL, GIB, QMP_TIMEOUT, VirtualMachine,
                 virtio_mem_arguments, wait_until)
 
@@ -262,7 +262,7 @@ class NestedMachine:
         # What QEMU has to say first would be lost without a listener.
         listener = socket.socket(socket.AF_UNIX)
         listener.connect(str(self.host.directory / 'monitor'))
-        self._monitor = QEMUMonitorProtocol(sock=listener, server=True)
+        self._monitor = QEMUMonitorProtocol(listener)
         # No -daemonize: QEMU has two threads when it forks, and a sanitizer's
         # lock that the other one held is never released in the child. The
         # port stays open when QEMU dies, so that whoever waits for an answer
@@ -273,8 +273,8 @@ class NestedMachine:
             f'echo "QEMU exits: $?" >{_port("monitor")}; sleep 1d; }} '
             f'>{LOG} 2>&1 & echo $!'))
         try:
-            self._monitor.accept(COMMAND_TIMEOUT)
-        except (asyncio.TimeoutError, QMPError):
+            self._monitor.connect()
+        except QMPError:
             self._end()
             raise VMLaunchFailure(1, shlex.join(command),
                                   self.messages()) from None
@@ -316,11 +316,11 @@ class NestedMachine:
     def __exit__(self, *_args: object) -> None:
         self.shutdown()
 
-    def command(self, name: str, **arguments: Any) -> Any:
+    def cmd(self, name: str, **arguments: Any) -> Any:
         """Run a QMP command; underscores in arguments stand for dashes."""
         assert self._monitor is not None
         try:
-            return self._monitor.command(
+            return self._monitor.cmd(
                 name, **{key.replace('_', '-'): value
                          for key, value in arguments.items()})
         except ExecuteError:
@@ -331,15 +331,15 @@ class NestedMachine:
 
     def memory_device(self, name: str) -> Dict[str, Any]:
         """What query-memory-devices has about a device."""
-        for device in self.command('query-memory-devices'):
+        for device in self.cmd('query-memory-devices'):
             if device['data'].get('id') == name:
                 return dict(device['data'])
         raise KeyError(name)
 
     def request(self, name: str, size: int) -> None:
         """Set how much memory a device shall have plugged."""
-        self.command('qom-set', path=f'/machine/peripheral/{name}',
-                     property='requested-size', value=size)
+        self.cmd('qom-set', path=f'/machine/peripheral/{name}',
+                 property='requested-size', value=size)
 
     def wait_plugged(self, name: str, size: int) -> None:
         """Wait until the guest has plugged as much as requested."""
@@ -349,7 +349,7 @@ class NestedMachine:
     def memslots(self, name: str) -> int:
         """How many memslots a device is divided into."""
         return sum(re.fullmatch(r'memslot-\d+.*', child['name']) is not None
-                   for child in self.command(
+                   for child in self.cmd(
                        'qom-list',
                        path=f'/machine/peripheral/{name}/virtio-backend'))
 
@@ -364,12 +364,13 @@ class NestedMachine:
 
     def kvm_calls(self) -> List[KvmCall]:
         """All calls that set a memslot."""
-        return [KvmCall(space=int(match[1]) >> 16, slot=int(match[1]) & 0xffff,
-                        address=int(match[2], 16), size=int(match[3], 16),
-                        result=int(match[4]))
+        return [KvmCall(space=int(match[1]), slot=int(match[2]),
+                        address=int(match[3], 16), size=int(match[4], 16),
+                        result=int(match[5]))
                 for match in re.finditer(
-                    r'^kvm_set_user_memory Slot#(\d+) flags=\S+ gpa=(\S+) '
-                    r'size=(\S+) ua=\S+ ret=(-?\d+)$', self.log(), re.M)]
+                    r'^kvm_set_user_memory AddrSpace#(\d+) Slot#(\d+) '
+                    r'flags=\S+ gpa=(\S+) size=(\S+) .*ret=(-?\d+)$',
+                    self.log(), re.M)]
 
     def vhost_started(self) -> bool:
         """Whether the vhost device ran when memory changed last."""

@@ -167,18 +167,18 @@ class Host:
         # What was expected to be mapped at the last check, as addresses
         self._mapped: Set[int] = set()
 
-    def command(self, name: str, **arguments: Any) -> Any:
+    def cmd(self, name: str, **arguments: Any) -> Any:
         """Run a command of the monitor."""
-        return self.machine.command(name, **arguments)
+        return self.machine.cmd(name, **arguments)
 
     def query(self) -> Dict[str, Dict[str, Any]]:
         """What query-memory-devices tells, by id."""
         return {device['data']['id']: device['data'] for device in
-                self.command('query-memory-devices')}
+                self.cmd('query-memory-devices')}
 
     def listener_property(self, name: str) -> int:
         """What the listener tells."""
-        return int(self.command(
+        return int(self.cmd(
             'qom-get', path=f'/machine/peripheral/{LISTENER}', property=name))
 
     def driver(self, index: int) -> VirtioMem:
@@ -190,7 +190,7 @@ class Host:
 
     def check(self, model: Model, step: Optional[Step]) -> None:
         """See that all is as the model has it."""
-        status = self.command('query-status')
+        status = self.cmd('query-status')
         agree('running', status['running'], model.running)
         devices = self.query()
         agree('memory devices', set(devices),
@@ -274,7 +274,7 @@ class Host:
                   sorted(self.kvm.removed & was_mapped & self._mapped), [])
 
     def _check_memslots(self, model: Model) -> None:
-        info = self.command('query-memslots')
+        info = self.cmd('query-memslots')
         required = sum(len(device.memslots()) for device in model.devices)
         used = sum(len(device.mapped()) for device in model.devices)
         agree('query-memslots',
@@ -612,7 +612,7 @@ class RealMachine:
             disk.plug()
         except ExecuteError as error:
             see_migrating(error)
-            self._machine.command('chardev-remove', id=Disk.chardev)
+            self._machine.cmd('chardev-remove', id=Disk.chardev)
             disk.backend.kill()
             return REFUSED
         self._host.disk = disk
@@ -642,24 +642,24 @@ class RealMachine:
 
     def limit_listener(self, size: int) -> str:
         """Have the listener refuse more than that; 0: nothing."""
-        self._machine.command(
+        self._machine.cmd(
             'qom-set', path=f'/machine/peripheral/{LISTENER}',
             property='max-populated', value=size or (1 << 64) - 1)
         return OK
 
     def stop(self) -> str:
         """Stop the machine."""
-        self._machine.command('stop')
+        self._machine.cmd('stop')
         return OK
 
     def cont(self) -> str:
         """Have it run."""
-        self._machine.command('cont')
+        self._machine.cmd('cont')
         return OK
 
     def reset(self) -> str:
         """Reset the machine."""
-        self._machine.command('system_reset')
+        self._machine.cmd('system_reset')
         self._machine.event_wait('RESET')
         self._host.drivers = Drivers(self._machine)
         return OK
@@ -694,7 +694,7 @@ class RealMachine:
         name = f'dimm{len(self._dimms) - 1}'
         slot = self._host.query()[name]['slot']
         try:
-            self._machine.command('device_del', id=name)
+            self._machine.cmd('device_del', id=name)
         except ExecuteError as error:
             see_migrating(error)
             return REFUSED
@@ -704,7 +704,7 @@ class RealMachine:
                             f'{ACPI_MEMORY_EJECT}')
         self._machine.event_wait('DEVICE_DELETED', timeout=30.0,
                                  match={'data': {'device': name}})
-        self._machine.command('object-del', id=f'{name}-backend')
+        self._machine.cmd('object-del', id=f'{name}-backend')
         self._dimms.pop()
         if wait:
             # Nothing tells that QEMU has freed the memory.
@@ -728,7 +728,7 @@ class RealMachine:
         return True
 
     def _command(self, name: str, arguments: Dict[str, Any]) -> None:
-        self._machine.command(name, conv_keys=False, **arguments)
+        self._machine.cmd(name, conv_keys=False, **arguments)
 
     # Migration
 
@@ -767,17 +767,17 @@ class RealMachine:
     def _start_migration(self, target: Host, bandwidth: int,
                          return_path: int, postcopy: int = 0) -> None:
         for host in (self._host, target):
-            host.machine.command('migrate-set-capabilities', capabilities=[
+            host.machine.cmd('migrate-set-capabilities', capabilities=[
                 {'capability': 'return-path', 'state': bool(return_path)},
                 {'capability': 'postcopy-ram', 'state': bool(postcopy)}])
-        self._machine.command('migrate-set-parameters',
-                              max_bandwidth=bandwidth)
-        self._machine.command(
+        self._machine.cmd('migrate-set-parameters',
+                          max_bandwidth=bandwidth)
+        self._machine.cmd(
             'migrate', uri=f'unix:{target.machine.directory}/migration')
 
     @staticmethod
     def _migration(host: Host) -> Dict[str, Any]:
-        return dict(host.command('query-migrate'))
+        return dict(host.cmd('query-migrate'))
 
     def _wait_migration(self, *wanted: str) -> str:
         final = {'active', 'completed', 'failed', 'cancelled'} - set(wanted)
@@ -823,11 +823,11 @@ class RealMachine:
 
     def _arrive(self, target: Host) -> None:
         if self._postcopy:
-            self._machine.command('migrate-start-postcopy')
-        self._machine.command('migrate-set-parameters', max_bandwidth=FAST)
+            self._machine.cmd('migrate-start-postcopy')
+        self._machine.cmd('migrate-set-parameters', max_bandwidth=FAST)
         self._wait_migration('completed')
         wait_until('the destination has all', lambda: (
-            target.command('query-status')['status'] != 'inmigrate'
+            target.cmd('query-status')['status'] != 'inmigrate'
             and self._migration(target)['status'] == 'completed') or None)
 
     @staticmethod
@@ -838,7 +838,7 @@ class RealMachine:
 
     def migrate_cancel(self) -> str:
         """Stay."""
-        self._machine.command('migrate_cancel')
+        self._machine.cmd('migrate_cancel')
         self._wait_migration('cancelled')
         self._end(self._take_target())
         return OK
@@ -867,7 +867,7 @@ class RealMachine:
         self._end(target)
         if status == 'completed':
             # The source could not know.
-            self._machine.command('cont')
+            self._machine.cmd('cont')
         return 'failed'
 
     # Snapshots and dumps
@@ -889,6 +889,6 @@ class RealMachine:
 
     def dump(self) -> str:
         """Write all memory to a file."""
-        self._machine.command('dump-guest-memory', paging=False,
-                              protocol=f'file:{self._host.dump}')
+        self._machine.cmd('dump-guest-memory', paging=False,
+                          protocol=f'file:{self._host.dump}')
         return OK

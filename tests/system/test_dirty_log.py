@@ -64,7 +64,7 @@ class TestDisplay(unittest.TestCase):
     def shown(self, line: int) -> int:
         """What the display has in a line: a shade, the same everywhere."""
         file = self.machine.directory / 'screen'
-        self.machine.command('screendump', filename=str(file))
+        self.machine.cmd('screendump', filename=str(file))
         header, _, pixels = file.read_bytes().partition(b'\n255\n')
         self.assertEqual(header, f'P6\n{WIDTH} {HEIGHT}'.encode('ascii'))
         row = pixels[line * WIDTH * 3:(line + 1) * WIDTH * 3]
@@ -84,12 +84,12 @@ class TestDisplay(unittest.TestCase):
                                  [shade, shade, 0])
 
         draw_all(1)
-        self.machine.command('migrate-set-parameters', max_bandwidth=SLOW)
-        self.machine.command(
+        self.machine.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+        self.machine.cmd(
             'migrate', uri=f'exec:cat >{self.machine.directory}/migration')
         self.machine.wait_migration('active')
         draw_all(11)
-        self.machine.command('migrate_cancel')
+        self.machine.cmd('migrate_cancel')
         self.machine.wait_migration('cancelled')
         draw_all(21)
 
@@ -105,17 +105,17 @@ class TestDirtyRate(unittest.TestCase):
         self.addCleanup(machine.shutdown)
         machine.add_device('multiple-memslots=on', 4 * GIB)
         machine.launch()
-        machine.command('calc-dirty-rate', mode='dirty-bitmap', calc_time=60)
+        machine.cmd('calc-dirty-rate', mode='dirty-bitmap', calc_time=60)
         wait_until('boot memory is logged', lambda: ' flags=0x1 gpa=0x0 ' in
                    machine.trace.read_text('utf-8') or None)
         memory = VirtioMem(machine, DEVICE_SLOT)
         self.assertEqual(memory.plug(0, memory.block), Answer.ACK)
         # Nothing that changes memory comes after it, and so nothing that would
         # have it logged all the same.
-        machine.command('object-add', qom_type='memory-backend-ram',
-                        id='dimm-backend', size=self.SIZE)
-        machine.command('device_add', driver='pc-dimm', id='dimm',
-                        memdev='dimm-backend')
+        machine.cmd('object-add', qom_type='memory-backend-ram',
+                    id='dimm-backend', size=self.SIZE)
+        machine.cmd('device_add', driver='pc-dimm', id='dimm',
+                    memdev='dimm-backend')
         for address in (machine.memory_device('dimm')['addr'], memory.start):
             # The last call of KVM about it decides.
             flags = re.findall(

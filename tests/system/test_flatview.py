@@ -87,8 +87,8 @@ class TestFlatView(unittest.TestCase):
         self.machine.launch()
         memory = VirtioMem(self.machine, DEVICE_SLOT)
         self.assertEqual(memory.plug(0, memory.block), Answer.ACK)
-        self.machine.command('migrate-set-parameters', max_bandwidth=4096)
-        self.machine.command(
+        self.machine.cmd('migrate-set-parameters', max_bandwidth=4096)
+        self.machine.cmd(
             'migrate', uri=f'exec:cat >{self.machine.directory}/migration')
         self.machine.wait_migration('active')
         # KVM was told to log the device's memslot.
@@ -96,7 +96,7 @@ class TestFlatView(unittest.TestCase):
             rf'^kvm_set_user_memory .*flags=0x1 gpa=0x{memory.start:x} ',
             self.machine.trace.read_text('utf-8'), re.M)
         self.assertEqual(len(logged), 1)
-        self.machine.command('migrate_cancel')
+        self.machine.cmd('migrate_cancel')
 
     def test_vhost(self) -> None:
         """A backend keeps its regions while only ports change."""

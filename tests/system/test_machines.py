@@ -96,9 +96,9 @@ class TestMachines(unittest.TestCase):
                 path = f'/machine/peripheral/{name}/virtio-backend'
                 data = vm.memory_device(name)
                 result[name] = {
-                    'status': vm.command('x-query-virtio-status', path=path),
-                    'resolved': vm.command('qom-get', path=path,
-                                           property='unplugged-inaccessible'),
+                    'status': vm.cmd('x-query-virtio-status', path=path),
+                    'resolved': vm.cmd('qom-get', path=path,
+                                       property='unplugged-inaccessible'),
                     'data': {key: data[key] for key in
                              ('memaddr', 'size', 'max-size', 'block-size',
                               'requested-size', 'node')},
@@ -166,19 +166,19 @@ class TestMachines(unittest.TestCase):
             path = '/machine/peripheral/vmem'
             if device == 'virtio-mem-pci':
                 path += '/virtio-backend'
-            shown: List[Any] = [vm.command('x-query-virtio-status',
-                                           path=path)]
+            shown: List[Any] = [vm.cmd('x-query-virtio-status',
+                                       path=path)]
             for size in (SIZE, 0):
-                vm.command('qom-set', path=path, property='requested-size',
-                           value=size)
+                vm.cmd('qom-set', path=path, property='requested-size',
+                       value=size)
                 shown += [vm.hmp('info mtree -f').count('vmem-backend'),
                           vm.hmp('info mtree').count('memslot-')]
-            vm.command('system_reset')
+            vm.cmd('system_reset')
             if binary == environment.qemu_system():
-                memslots = vm.command('query-memslots')
+                memslots = vm.cmd('query-memslots')
                 self.assertEqual((memslots['required'], memslots['used'],
                                   memslots['reserved']), (0, 0, 0))
-            return shown + [vm.command('query-status')['status']]
+            return shown + [vm.cmd('query-status')['status']]
 
     def test_unmapped(self) -> None:
         """Machines that do not know of memory devices do not map them."""

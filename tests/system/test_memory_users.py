@@ -146,9 +146,9 @@ class Base:
         def dump(self, name: str, **arguments: object) -> Path:
             """Have QEMU dump the guest's memory to a file."""
             path = self.rig.file(name)
-            self.machine.command('dump-guest-memory',
-                                 **{'paging': False,
-                                    'protocol': f'file:{path}', **arguments})
+            self.machine.cmd('dump-guest-memory',
+                             **{'paging': False,
+                                'protocol': f'file:{path}', **arguments})
             return path
 
         # Tests of dumps
@@ -236,8 +236,8 @@ class Base:
         def save(self, command: str, address: int, size: int) -> bytes:
             """What pmemsave or memsave writes."""
             path = self.rig.file(command)
-            self.machine.command(command, val=address, size=size,
-                                 filename=str(path))
+            self.machine.cmd(command, val=address, size=size,
+                             filename=str(path))
             return path.read_bytes()
 
         def assert_spent(self, before: int, pages: int) -> None:
@@ -398,9 +398,9 @@ class TestBalloon(unittest.TestCase):
     def inflate(self, size: int) -> None:
         """Have the guest give the balloon so much memory."""
         left = self.RAM - size
-        self.vm.command('balloon', value=left)
+        self.vm.cmd('balloon', value=left)
         wait_until(f'the guest has inflated the balloon to {size}',
-                   lambda: self.vm.command('query-balloon')['actual'] == left
+                   lambda: self.vm.cmd('query-balloon')['actual'] == left
                    or None)
 
     def test_inflate(self) -> None:

@@ -112,12 +112,12 @@ class Way:
         that it is known what has been written until then.
         """
         leg.source.set_capabilities(*self.capabilities, *self.pauses)
-        leg.source.command('migrate-set-parameters', **self.parameters,
-                           max_bandwidth=bandwidth, downtime_limit=1)
+        leg.source.cmd('migrate-set-parameters', **self.parameters,
+                       max_bandwidth=bandwidth, downtime_limit=1)
         if target is not None:
-            target.command('migrate-set-parameters', **self.parameters)
-            target.command('migrate-incoming', uri=uri)
-        leg.source.command('migrate', uri=uri)
+            target.cmd('migrate-set-parameters', **self.parameters)
+            target.cmd('migrate-incoming', uri=uri)
+        leg.source.cmd('migrate', uri=uri)
         leg.source.wait_status('active', 'pre-switchover', *self.early)
 
     @staticmethod
@@ -135,15 +135,15 @@ class Way:
     @staticmethod
     def finish(leg: Leg, *wanted: str) -> Dict[str, Any]:
         """As fast as it goes now; returns what the source tells at last."""
-        leg.source.command('migrate-set-parameters', max_bandwidth=FAST,
-                           downtime_limit=300)
+        leg.source.cmd('migrate-set-parameters', max_bandwidth=FAST,
+                       downtime_limit=300)
         status = leg.source.wait_status('pre-switchover', *wanted)
         if status == 'pre-switchover':
             # Still tracked, so still sent
             leg.traveller.rewrite(1)
             try:
-                leg.source.command('migrate-continue',
-                                   state='pre-switchover')
+                leg.source.cmd('migrate-continue',
+                               state='pre-switchover')
             except ExecuteError:
                 leg.test.assertIn('failed', wanted)
         leg.source.wait_status(*wanted)
@@ -224,11 +224,11 @@ class Postcopy(Way):
     def switch(self, leg: Leg) -> Station:
         """Go, and have the vCPU run where memory is missing."""
         target = leg.launch(self.capabilities)
-        leg.source.command('migrate-set-parameters',
-                           max_postcopy_bandwidth=MIB // 2)
+        leg.source.cmd('migrate-set-parameters',
+                       max_postcopy_bandwidth=MIB // 2)
         self.start(leg, target.uri, target, bandwidth=MIB)
         leg.traveller.rewrite(8)
-        leg.source.command('migrate-start-postcopy')
+        leg.source.cmd('migrate-start-postcopy')
         leg.source.wait_status('postcopy-active')
         target.wait_runs()
         leg.traveller.move(target)
@@ -250,8 +250,8 @@ class Postcopy(Way):
             leg.traveller.writer.start()
         leg.traveller.writer.wait_rounds(2)
         leg.traveller.rewrite(8)
-        leg.source.command('migrate-set-parameters',
-                           max_postcopy_bandwidth=0)
+        leg.source.cmd('migrate-set-parameters',
+                       max_postcopy_bandwidth=0)
         for station in (leg.source, target):
             station.wait_status('completed')
         self.check(leg, leg.source.migration())
@@ -264,12 +264,12 @@ class Recover(Postcopy):
 
     def interrupt(self, leg: Leg) -> None:
         target = leg.traveller.station
-        leg.source.command('migrate-pause')
+        leg.source.cmd('migrate-pause')
         for station in (leg.source, target):
             station.wait_status('postcopy-paused')
         uri = f'unix:{target.directory}/recovery'
-        target.command('migrate-recover', uri=uri)
-        leg.source.command('migrate', uri=uri, resume=True)
+        target.cmd('migrate-recover', uri=uri)
+        leg.source.cmd('migrate', uri=uri, resume=True)
         leg.source.wait_status('postcopy-active')
 
 
@@ -302,7 +302,7 @@ class File(Way):
     def load(leg: Leg, path: Path) -> None:
         """Come back from a file."""
         target = leg.launch()
-        target.command('migrate-incoming', uri=f'exec:cat {path}')
+        target.cmd('migrate-incoming', uri=f'exec:cat {path}')
         leg.arrive(target)
 
 
@@ -372,7 +372,7 @@ class Snapshot(Way):
         self.command(leg.source, 'loadvm snapshot')
         revert()
         traveller.verify()
-        leg.source.command('stop')
+        leg.source.cmd('stop')
         target = leg.launch(incoming=False)
         self.command(target, 'loadvm snapshot')
         leg.arrive(target)
@@ -393,7 +393,7 @@ class Cancel(Way):
         target = leg.launch()
         self.start(leg, target.uri, target)
         self.dirty(leg, 2)
-        leg.source.command('migrate_cancel')
+        leg.source.cmd('migrate_cancel')
         leg.source.wait_status('cancelled')
         target.wait_end()
         leg.traveller.verify()
@@ -449,7 +449,7 @@ class Refused(Way):
         self.end(leg, target)
         if info['status'] == 'completed':
             # All was sent before the destination was done with it.
-            leg.source.command('cont')
+            leg.source.cmd('cont')
         leg.source.wait_runs()
         leg.traveller.verify()
         leg.traveller.reshape()

@@ -62,14 +62,14 @@ class TestFigures(unittest.TestCase):
         self.assertEqual({name: device[name] for name in FIGURES}, expected)
         for name in FIGURES:
             self.assertEqual(
-                machine.command('qom-get', path='/machine/peripheral/vmem0',
-                                property=name), expected[name])
+                machine.cmd('qom-get', path='/machine/peripheral/vmem0',
+                            property=name), expected[name])
         human = paragraphs(machine.hmp('info memory-devices'))
         self.assertEqual([paragraph['id'] for paragraph in human], ['vmem0'])
         self.assertEqual({name: human[0][name] for name in FIGURES},
                          shown(expected))
 
-        info = machine.command('query-memslots')
+        info = machine.cmd('query-memslots')
         self.assertEqual((info['required'], info['used'], info['reserved']),
                          (most, active, most - active))
         human = paragraphs(machine.hmp('info memslots'))
@@ -137,7 +137,7 @@ class TestNames(unittest.TestCase):
             with self.subTest(**properties):
                 machine = self.launch(**properties)
                 for name in ('multiple-memslots', 'dynamic-memslots'):
-                    self.assertEqual(machine.command(
+                    self.assertEqual(machine.cmd(
                         'qom-get', path='/machine/peripheral/vmem0',
                         property=name), value)
                 self.assertEqual(machine.memory_device('vmem0')['memslots'],
@@ -161,8 +161,8 @@ class TestNames(unittest.TestCase):
         machine = self.launch()
         properties = {
             entry['name']: entry.get('description') for entry in
-            machine.command('device-list-properties',
-                            typename='virtio-mem-pci')}
+            machine.cmd('device-list-properties',
+                        typename='virtio-mem-pci')}
         text = subprocess.run(
             [environment.qemu_system(), '-device', 'virtio-mem-pci,help'],
             check=True, text=True, stdin=subprocess.DEVNULL,

@@ -79,14 +79,14 @@ class NestedTestCase(unittest.TestCase):
     def unmap_all(self) -> None:
         """As when the VM starts."""
         self.machine.request(NAME, 0)
-        self.machine.command('system_reset')
+        self.machine.cmd('system_reset')
         wait_until('no memslot is mapped',
-                   lambda: self.machine.command('query-memslots')['used'] == 0
+                   lambda: self.machine.cmd('query-memslots')['used'] == 0
                    or None)
 
     def holders(self) -> Dict[str, Dict[str, Any]]:
         """What query-memslots has about KVM, and each vhost device's id."""
-        answer = self.machine.command('query-memslots')
+        answer = self.machine.cmd('query-memslots')
         return {holder.get('id', holder['type']): holder
                 for holder in answer['holders']}
 
@@ -94,7 +94,7 @@ class NestedTestCase(unittest.TestCase):
         """Compare with what query-memslots has about all of them."""
         self.assertEqual(
             {key: value for key, value
-             in self.machine.command('query-memslots').items()
+             in self.machine.cmd('query-memslots').items()
              if key != 'holders'},
             {'soft-limit': 256, 'required': used + reserved, 'used': used,
              'reserved': reserved})
@@ -184,8 +184,8 @@ class TestVhost(NestedTestCase):
     def add_vhost(self) -> Optional[str]:
         """Plug a vhost-net device: None, or the error if it is refused."""
         try:
-            self.machine.command('netdev_add', type='tap', vhost=True,
-                                 vhostforce=True, **TAP)
+            self.machine.cmd('netdev_add', type='tap', vhost=True,
+                             vhostforce=True, **TAP)
         except ExecuteError as error:
             return str(error)
         return None
@@ -204,7 +204,7 @@ class TestVhost(NestedTestCase):
         HOST.limit_vhost(FEW_REGIONS)
         self.assertIsNone(self.add_vhost())
         regions = self.machine.vhost_table()
-        self.machine.command('netdev_del', id=NET)
+        self.machine.cmd('netdev_del', id=NET)
         return len(regions) - len(self.seen_by_vhost())
 
     def test_many_regions(self) -> None:
@@ -249,7 +249,7 @@ class TestVhost(NestedTestCase):
                 self.assertIsNone(self.add_vhost())
                 self.check_vhost(limit, 80 if limit == MANY_REGIONS else 0)
                 self.assertEqual(self.seen_by_vhost(), table)
-                self.machine.command('netdev_del', id=NET)
+                self.machine.cmd('netdev_del', id=NET)
                 self.assertEqual(list(self.holders()), ['kvm'])
                 self.map_memslots(30)
                 self.check_memory_devices(30, 70)
@@ -274,10 +274,10 @@ class TestVhost(NestedTestCase):
         # With a bus that takes a network card at run time.
         self.start(100 * GIB, 'pc,smm=on')
         HOST.limit_vhost(self.boot_regions())
-        self.machine.command('netdev_add', type='tap', vhost=True, **TAP)
+        self.machine.cmd('netdev_add', type='tap', vhost=True, **TAP)
         self.assertEqual(list(self.holders()), ['kvm'])
-        self.machine.command('device_add', driver='virtio-net-pci',
-                             id='card', netdev=NET, romfile='')
+        self.machine.cmd('device_add', driver='virtio-net-pci',
+                         id='card', netdev=NET, romfile='')
 
 
 class TestLinux(NestedTestCase):
@@ -364,7 +364,7 @@ class TestLinux(NestedTestCase):
         start = self.machine.memory_device(NAME)['memaddr']
         for queue in (0, 1):
             self.assertGreaterEqual(
-                self.machine.command(
+                self.machine.cmd(
                     'x-query-virtio-queue-status',
                     path='/machine/peripheral/card/virtio-backend',
                     queue=queue)['vring-desc'], start)

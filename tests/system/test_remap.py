@@ -44,7 +44,7 @@ class TestRemap(unittest.TestCase):
             machine.launch()
             machine.pci_write(SLOT, BAR, BARS)
             machine.pci_write(SLOT, BAR + 4, 0)
-            machine.command('cont')
+            machine.cmd('cont')
             for count in range(REMAPS):
                 machine.pci_write(SLOT, COMMAND,
                                   DISABLED if count % 2 else ENABLED)

@@ -165,7 +165,7 @@ class TestOnce(TopTest):
         self.assertEqual((result.returncode, result.stderr), (0, ''))
         self.assertEqual(json.loads(result.stdout), {
             'devices': [machine.memory_device('vmem0')],
-            'memslots': machine.command('query-memslots')})
+            'memslots': machine.cmd('query-memslots')})
 
         result = self.run_top('--once', path)
         self.assertEqual((result.returncode, result.stderr), (0, ''))

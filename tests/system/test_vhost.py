@@ -131,7 +131,7 @@ class Rig:
 
     def holder(self, front: Attachment) -> Dict[str, Any]:
         """What query-memslots tells about a backend."""
-        for holder in self.machine.command('query-memslots')['holders']:
+        for holder in self.machine.cmd('query-memslots')['holders']:
             if holder.get('id') == front.chardev:
                 return dict(holder)
         raise KeyError(front.chardev)
@@ -194,20 +194,20 @@ class Journey:
     def start(self, *capabilities: str) -> None:
         """Start the migration."""
         for machine in (self.source.machine, self.target.machine):
-            machine.command('migrate-set-capabilities', capabilities=[
+            machine.cmd('migrate-set-capabilities', capabilities=[
                 {'capability': name, 'state': True} for name in capabilities])
         # Net.adopt() expects one.
-        self.target.machine.command('migrate-set-parameters',
-                                    announce_rounds=1)
-        self.source.machine.command(
+        self.target.machine.cmd('migrate-set-parameters',
+                                announce_rounds=1)
+        self.source.machine.cmd(
             'migrate-set-parameters', max_bandwidth=self.BANDWIDTH,
             max_postcopy_bandwidth=self.BANDWIDTH // 8, downtime_limit=1)
-        self.source.machine.command(
+        self.source.machine.cmd(
             'migrate', uri=f'unix:{self.target.machine.directory}/migration')
 
     def status(self) -> Dict[str, Any]:
         """What the source tells about the migration."""
-        info: Dict[str, Any] = self.source.machine.command('query-migrate')
+        info: Dict[str, Any] = self.source.machine.cmd('query-migrate')
         self.test.assertNotEqual(info['status'], 'failed', info)
         return info
 
@@ -218,7 +218,7 @@ class Journey:
 
     def arrive(self) -> None:
         """Have the drivers go on at the target."""
-        wait_until('the target runs', lambda: self.target.machine.command(
+        wait_until('the target runs', lambda: self.target.machine.cmd(
             'query-status')['status'] == 'running' or None)
         self.target.adopt(self.source)
         self.new.adopt(self.old)
@@ -373,8 +373,8 @@ class NoGuest:
                 journey.deliver(address)
             self.assertEqual(journey.status()['status'], 'active')
             self.assertGreater(source.machine.messages()[SET_LOG_BASE], 0)
-            source.machine.command('migrate-set-parameters',
-                                   max_bandwidth=1 << 40, downtime_limit=300)
+            source.machine.cmd('migrate-set-parameters',
+                               max_bandwidth=1 << 40, downtime_limit=300)
             journey.wait_status('completed')
             journey.arrive()
             for address, data in journey.contents.items():
@@ -423,7 +423,7 @@ class TestNet(NoGuest.Base):
                           self.rig(part=4 * MIB))
         journey.start('postcopy-ram')
         journey.wait_status('active')
-        journey.source.machine.command('migrate-start-postcopy')
+        journey.source.machine.cmd('migrate-start-postcopy')
         journey.wait_status('postcopy-active')
         journey.arrive()
         for address, data in journey.contents.items():
@@ -433,8 +433,8 @@ class TestNet(NoGuest.Base):
         faults = journey.target.machine.faults()
         print(f'# {faults} faults of the backend', flush=True)
         self.assertGreater(faults, 0)
-        journey.source.machine.command('migrate-set-parameters',
-                                       max_postcopy_bandwidth=0)
+        journey.source.machine.cmd('migrate-set-parameters',
+                                   max_postcopy_bandwidth=0)
         journey.wait_status('completed')
         journey.go_on()
 
@@ -674,7 +674,7 @@ class TestGuest(unittest.TestCase):
             self.assert_view(vm, backend)
 
         with self.subTest('unplug'):
-            vm.command('device_del', id=Block.front)
+            vm.cmd('device_del', id=Block.front)
             Block.disconnect(vm)
             guest.run('! [ -b /dev/vda ]')
             vm.request(DEVICE, 3 * GIB)

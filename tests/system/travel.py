@@ -131,14 +131,14 @@ class Station(TracedMachine):
 
     def set_capabilities(self, *names: str) -> None:
         """Have these capabilities for migration, and no others."""
-        known = self.command('query-migrate-capabilities')
-        self.command('migrate-set-capabilities', capabilities=[
+        known = self.cmd('query-migrate-capabilities')
+        self.cmd('migrate-set-capabilities', capabilities=[
             {'capability': entry['capability'],
              'state': entry['capability'] in names} for entry in known])
 
     def migration(self) -> Dict[str, Any]:
         """What there is to know about a migration."""
-        return dict(self.command('query-migrate'))
+        return dict(self.cmd('query-migrate'))
 
     def status(self) -> str:
         """How far a migration is."""
@@ -155,7 +155,7 @@ class Station(TracedMachine):
 
     def wait_runs(self) -> None:
         """Wait until the vCPU is allowed to run."""
-        wait_soon('it runs', lambda: self.command(
+        wait_soon('it runs', lambda: self.cmd(
             'query-status')['status'] == 'running' or None)
 
     def wait_event(self, name: str) -> None:
@@ -406,7 +406,7 @@ class Traveller:
     def verify_listener(self) -> None:
         """VFIO would know what is plugged, too."""
         if self.station.host is not STOCK:
-            told = [self.station.command(
+            told = [self.station.cmd(
                 'qom-get', path='/machine/peripheral/listener', property=name)
                 for name in ('populated', 'errors')]
             self.test.assertEqual(told, [len(self.blocks) * BLOCK, 0])

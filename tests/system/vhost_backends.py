@@ -236,10 +236,10 @@ class TracedMachine(Machine):
 
     def plug_device(self, slot: int, size: int) -> None:
         """Add another virtio-mem device to a machine that runs."""
-        self.command('object-add', qom_type='memory-backend-memfd',
-                     id=f'mem{slot}', size=size, share=True, reserve=False)
-        self.command('device_add', driver='virtio-mem-pci', id=f'vmem{slot}',
-                     memdev=f'mem{slot}', addr=str(slot))
+        self.cmd('object-add', qom_type='memory-backend-memfd',
+                 id=f'mem{slot}', size=size, share=True, reserve=False)
+        self.cmd('device_add', driver='virtio-mem-pci', id=f'vmem{slot}',
+                 memdev=f'mem{slot}', addr=str(slot))
 
     def memslots(self) -> List[Tuple[int, int]]:
         """
@@ -325,7 +325,7 @@ class Attachment:
     @classmethod
     def connect(cls, vm: VirtualMachine, backend: Backend) -> None:
         """Add it to a machine that runs."""
-        vm.command('chardev-add', id=cls.chardev, backend={
+        vm.cmd('chardev-add', id=cls.chardev, backend={
             'type': 'socket', 'data': {
                 'addr': {'type': 'unix',
                          'data': {'path': str(backend.socket)}},
@@ -336,7 +336,7 @@ class Attachment:
         """Remove what is left when the guest has agreed to device_del."""
         def is_deleted() -> Optional[bool]:
             # Events are only received together with an answer.
-            vm.command('query-status')
+            vm.cmd('query-status')
             return any(event['event'] == 'DEVICE_DELETED'
                        and event['data'].get('device') == cls.front
                        for event in vm.get_qmp_events()) or None
@@ -352,7 +352,7 @@ class Attachment:
 
     def unplug(self) -> None:
         """Remove it while the machine runs."""
-        self.machine.command('device_del', id=self.front)
+        self.machine.cmd('device_del', id=self.front)
         self.machine.eject(self.slot)
         self.disconnect(self.machine)
 
@@ -408,13 +408,13 @@ class Block(Attachment):
     @classmethod
     def connect(cls, vm: VirtualMachine, backend: Backend) -> None:
         super().connect(vm, backend)
-        vm.command('device_add', driver='vhost-user-blk-pci', id=cls.front,
-                   chardev=cls.chardev, addr=str(cls.slot))
+        vm.cmd('device_add', driver='vhost-user-blk-pci', id=cls.front,
+               chardev=cls.chardev, addr=str(cls.slot))
 
     @classmethod
     def disconnect(cls, vm: VirtualMachine) -> None:
         super().disconnect(vm)
-        vm.command('chardev-remove', id=cls.chardev)
+        vm.cmd('chardev-remove', id=cls.chardev)
 
     def start(self) -> None:
         self._driver = VirtioBlk(self.machine, self.slot)
@@ -467,16 +467,16 @@ class Net(Attachment):
     @classmethod
     def connect(cls, vm: VirtualMachine, backend: Backend) -> None:
         super().connect(vm, backend)
-        vm.command('netdev_add', type='vhost-user', id=f'{cls.front}-netdev',
-                   chardev=cls.chardev)
-        vm.command('device_add', driver='virtio-net-pci', id=cls.front,
-                   netdev=f'{cls.front}-netdev', addr=str(cls.slot))
+        vm.cmd('netdev_add', type='vhost-user', id=f'{cls.front}-netdev',
+               chardev=cls.chardev)
+        vm.cmd('device_add', driver='virtio-net-pci', id=cls.front,
+               netdev=f'{cls.front}-netdev', addr=str(cls.slot))
 
     @classmethod
     def disconnect(cls, vm: VirtualMachine) -> None:
         super().disconnect(vm)
         # Takes the character device along.
-        vm.command('netdev_del', id=f'{cls.front}-netdev')
+        vm.cmd('netdev_del', id=f'{cls.front}-netdev')
 
     def start(self) -> None:
         self._driver = VirtioNet(self.machine, self.slot)

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,7 @@ class VirtualMachine(QEMUMachine):
                  cpu: Optional[str] = None) -> None:
         # The directory is short-lived, its path short enough for sockets.
         self._directory = tempfile.TemporaryDirectory(prefix='virtio-mem-')
-        super().__init__(binary, base_temp_dir=self._directory.name,
-                         qmp_timer=QMP_TIMEOUT)
+        super().__init__(binary, base_temp_dir=self._directory.name)
         self.guest: Optional[Guest] = None
         self.directory = Path(self._directory.name)
         self.set_machine(machine)
@@ -142,7 +142,13 @@ class VirtualMachine(QEMUMachine):
         # With this end open, we would not see QEMU close the other one.
         if self.guest is not None:
             self.guest.close_qemu_socket()
-        super()._post_launch()
+        # It waits for the monitor for good.
+        watchdog = threading.Timer(QMP_TIMEOUT, self._subp.kill)
+        watchdog.start()
+        try:
+            super()._post_launch()
+        finally:
+            watchdog.cancel()
 
     def add_virtio_mem(self, name: str, size: int, requested: int = 0,
                        **properties: str) -> None:
@@ -164,13 +170,13 @@ class VirtualMachine(QEMUMachine):
 
     def hmp(self, line: str) -> str:
         """Run a command of the human monitor."""
-        output = self.command('human-monitor-command', command_line=line)
+        output = self.cmd('human-monitor-command', command_line=line)
         assert isinstance(output, str)
         return output
 
     def memory_device(self, name: str) -> Dict[str, Any]:
         """What query-memory-devices has about a device."""
-        for device in self.command('query-memory-devices'):
+        for device in self.cmd('query-memory-devices'):
             if device['data'].get('id') == name:
                 return dict(device['data'])
         raise KeyError(name)
@@ -181,8 +187,8 @@ class VirtualMachine(QEMUMachine):
 
     def request(self, name: str, size: int) -> None:
         """Ask the guest to plug or unplug memory until it has @size."""
-        self.command('qom-set', path=f'/machine/peripheral/{name}',
-                     property='requested-size', value=size)
+        self.cmd('qom-set', path=f'/machine/peripheral/{name}',
+                 property='requested-size', value=size)
 
     def wait_plugged(self, name: str, size: int) -> None:
         """Wait until the guest has plugged as much as requested."""
@@ -193,16 +199,16 @@ class VirtualMachine(QEMUMachine):
         """The memslots that a device is divided into."""
         path = f'/machine/peripheral/{name}/virtio-backend'
         found = {}
-        for child in self.command('qom-list', path=path):
+        for child in self.cmd('qom-list', path=path):
             match = re.fullmatch(r'memslot-(\d+)\[\d+\]', child['name'])
             if match:
                 found[int(match[1])] = child['name']
         slots = []
         offset = 0
         for index in sorted(found):
-            size = int(self.command('qom-get',
-                                    path=f'{path}/{found[index]}',
-                                    property='size'))
+            size = int(self.cmd('qom-get',
+                                path=f'{path}/{found[index]}',
+                                property='size'))
             slots.append(Memslot(index, offset, size))
             offset += size
         return slots
@@ -224,21 +230,21 @@ class VirtualMachine(QEMUMachine):
 
     def migrate_to(self, other: 'VirtualMachine') -> None:
         """Migrate to a machine that was started with add_incoming()."""
-        self.command('migrate-set-parameters', max_bandwidth=1 << 40)
-        self.command('migrate', uri=f'unix:{other.directory}/migration')
+        self.cmd('migrate-set-parameters', max_bandwidth=1 << 40)
+        self.cmd('migrate', uri=f'unix:{other.directory}/migration')
 
         def finished() -> Optional[str]:
-            info = self.command('query-migrate')
+            info = self.cmd('query-migrate')
             if info['status'] == 'failed':
                 raise MigrationFailure(str(info))
             return info['status'] if info['status'] == 'completed' else None
         wait_until('migration is done', finished)
-        wait_until('the destination runs', lambda: other.command(
+        wait_until('the destination runs', lambda: other.cmd(
             'query-status')['status'] == 'running' or None)
 
     def wait_migration(self, status: str) -> None:
         """Wait until the status of its migration is this one."""
-        wait_until(f'the migration is {status}', lambda: self.command(
+        wait_until(f'the migration is {status}', lambda: self.cmd(
             'query-migrate')['status'] == status or None)
 
     def add_incoming(self) -> None:
