@@ -321,7 +321,7 @@ static bool testdev_get_iotlb_valid(Object *obj, Error **errp)
     void *host;
 
     RCU_READ_LOCK_GUARD();
-    return memory_get_xlat_addr(&entry, &host, NULL, &read_only, NULL);
+    return memory_get_xlat_addr(&entry, &host, NULL, &read_only, NULL, NULL);
 }
 
 static void testdev_listen(RamDiscardTestdev *dev, bool listening)

@@ -10,7 +10,7 @@
 #include "qemu/osdep.h"
 #include "libqtest.h"
 #include "libqos/libqos-pc.h"
-#include "qapi/qmp/qdict.h"
+#include "qobject/qdict.h"
 #include "virtio-mem-ops.h"
 
 static bool host_set(QTestState *qts, const char *path, const char *property,

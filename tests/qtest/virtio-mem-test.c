@@ -20,8 +20,8 @@
 #include "libqos/libqos-pc.h"
 #include "libqos/virtio-mem.h"
 #include "virtio-mem-model.h"
-#include "qapi/qmp/qdict.h"
-#include "qapi/qmp/qlist.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_config.h"
 #include <linux/magic.h>
 #include <sys/mman.h>
@@ -51,7 +51,7 @@ typedef struct Arch {
     const char *cpu;
     /* for device memory of 1 TiB */
     const char *large_cpu;
-    QOSState *(*vboot)(const char *fmt, va_list ap);
+    QOSState *(*vboot)(const char *fmt, va_list ap) G_GNUC_PRINTF(1, 0);
     /* see Model */
     uint64_t usable_extent;
     /* whether there are guests that may read unplugged memory */
@@ -192,7 +192,7 @@ static GString *hmp_read_to_prompt(TestVM *vm)
         char buf[4096];
         ssize_t len;
 
-        TFR(len = read(vm->hmp_fd, buf, sizeof(buf)));
+        len = RETRY_ON_EINTR(read(vm->hmp_fd, buf, sizeof(buf)));
         g_assert_cmpint(len, >, 0);
         g_string_append_len(output, buf, len);
     }

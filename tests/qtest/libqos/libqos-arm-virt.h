@@ -21,6 +21,7 @@
  *
  * Returns: the machine, to be ended with qtest_shutdown()
  */
-QOSState *qtest_arm_virt_vboot(const char *cmdline_fmt, va_list ap);
+QOSState *qtest_arm_virt_vboot(const char *cmdline_fmt, va_list ap)
+    G_GNUC_PRINTF(1, 0);
 
 #endif
