@@ -115,17 +115,14 @@ static bool testdev_init_shared_ram(MemslotTestdev *dev, Error **errp)
     const uint64_t size = TESTDEV_MAX_COUNT * TESTDEV_PAGE_SIZE;
     const int fd = qemu_memfd_create(TYPE_MEMSLOT_TESTDEV, size, false, 0, 0,
                                      errp);
-    Error *err = NULL;
 
     if (fd < 0) {
         return false;
     }
-    memory_region_init_ram_from_fd(&dev->ram, OBJECT(dev),
-                                   TYPE_MEMSLOT_TESTDEV, size, RAM_SHARED, fd,
-                                   0, &err);
-    if (err) {
+    if (!memory_region_init_ram_from_fd(&dev->ram, OBJECT(dev),
+                                        TYPE_MEMSLOT_TESTDEV, size, RAM_SHARED,
+                                        fd, 0, errp)) {
         close(fd);
-        error_propagate(errp, err);
         return false;
     }
     return true;
@@ -134,16 +131,13 @@ static bool testdev_init_shared_ram(MemslotTestdev *dev, Error **errp)
 /* The RAM is nobody's memory: it is not migrated. */
 static bool testdev_init_ram(MemslotTestdev *dev, Error **errp)
 {
-    const uint64_t size = TESTDEV_MAX_COUNT * TESTDEV_PAGE_SIZE;
-    Error *err = NULL;
-
     if (dev->share) {
         return testdev_init_shared_ram(dev, errp);
     }
-    memory_region_init_ram_nomigrate(&dev->ram, OBJECT(dev),
-                                     TYPE_MEMSLOT_TESTDEV, size, &err);
-    error_propagate(errp, err);
-    return !err;
+    return memory_region_init_ram_nomigrate(&dev->ram, OBJECT(dev),
+                                            TYPE_MEMSLOT_TESTDEV,
+                                            TESTDEV_MAX_COUNT *
+                                            TESTDEV_PAGE_SIZE, errp);
 }
 
 static void testdev_realize(DeviceState *qdev, Error **errp)
@@ -193,10 +187,9 @@ static void testdev_instance_finalize(Object *obj)
     g_ptr_array_free(MEMSLOT_TESTDEV(obj)->pages, true);
 }
 
-static Property testdev_properties[] = {
+static const Property testdev_properties[] = {
     DEFINE_PROP_UINT64("addr", MemslotTestdev, addr, 0),
     DEFINE_PROP_BOOL("share", MemslotTestdev, share, false),
-    DEFINE_PROP_END_OF_LIST(),
 };
 
 static void testdev_class_init(ObjectClass *klass, void *data)

@@ -16,8 +16,8 @@
 #include "libqos/host.h"
 #include "libqos/libqos-pc.h"
 #include "libqos/virtio-mem.h"
-#include "qapi/qmp/qdict.h"
-#include "qapi/qmp/qlist.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
 
 #define BOOT_RAM_SIZE (128 * MiB)
 #define MEMSLOT_SIZE (1 * GiB)

@@ -25,8 +25,8 @@
 #include "libqos/monitor.h"
 #include "libqos/vhost-user-backend.h"
 #include "libqos/virtio-mem.h"
-#include "qapi/qmp/qdict.h"
-#include "qapi/qmp/qlist.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include <sys/socket.h>
 #include <sys/un.h>
 

@@ -219,11 +219,11 @@ static void test_share(void)
     }
 }
 
-static void test_coalesce(void)
+static void test_whole_devices(void)
 {
     static const struct {
         MemslotCounts counts;
-        bool coalesce;
+        bool whole_devices;
     } cases[] = {
         { { 1, 0, 0 }, true },
         { { 64, 4, 0 }, true },
@@ -237,8 +237,8 @@ static void test_coalesce(void)
     int i;
 
     for (i = 0; i < ARRAY_SIZE(cases); i++) {
-        g_assert_cmpint(memslot_counts_coalesce(&cases[i].counts), ==,
-                        cases[i].coalesce);
+        g_assert_cmpint(memslot_counts_whole_devices(&cases[i].counts), ==,
+                        cases[i].whole_devices);
     }
 }
 
@@ -286,14 +286,15 @@ static void test_situations(void)
                     vhost_limits[j], BOOT_MEMSLOTS + mapped,
                     promises[k] - mapped
                 };
-                const bool coalesced = memslot_counts_coalesce(&vhost);
+                const bool whole = memslot_counts_whole_devices(&vhost);
                 const MemslotCounts holders[2] = { kvm, vhost };
                 g_autoptr(GString) line = g_string_new(NULL);
 
-                g_assert_cmpint(coalesced, ==, vhost_limits[j] < 509);
-                if (coalesced) {
-                    vhost.used = BOOT_MEMSLOTS + (mapped ? 1 : 0);
-                    vhost.reserved = promises[k] && !mapped ? 1 : 0;
+                g_assert_cmpint(whole, ==, vhost_limits[j] < 509);
+                if (whole) {
+                    /* all of the other device, also if nothing is mapped */
+                    vhost.used = BOOT_MEMSLOTS + (promises[k] ? 1 : 0);
+                    vhost.reserved = 0;
                 }
                 g_string_printf(line, "%5u %4u %8u  ", kvm.limit, kvm.used,
                                 kvm.reserved);
@@ -303,20 +304,20 @@ static void test_situations(void)
                     g_string_append_printf(line, "%5u", vhost.limit);
                 }
                 g_string_append_printf(line, " %-5s %4u %8u ",
-                                       coalesced ? "whole" : "slots",
+                                       whole ? "whole" : "slots",
                                        vhost.used, vhost.reserved);
 
                 for (l = 0; l < ARRAY_SIZE(parts); l++) {
                     const MemslotBudgetFacts facts = {
                         .holders = holders,
-                        .nr_holders = coalesced ? 1 : 2,
+                        .nr_holders = whole ? 1 : 2,
                         .required_memslots = promises[k],
                         .region_size = 600 * GiB / parts[l],
                         .unassigned_size = 600 * GiB,
                     };
                     const unsigned int budget = memslot_budget(&facts);
                     const bool fit = memslot_counts_fit(&kvm, budget) &&
-                        memslot_counts_fit(&vhost, coalesced ? 1 : budget);
+                        memslot_counts_fit(&vhost, whole ? 1 : budget);
 
                     g_assert_cmpuint(budget, ==,
                                      expected_budget(kvm_limits[i],
@@ -344,7 +345,7 @@ int main(int argc, char **argv)
     g_test_add_func("/memslot-budget/fit", test_fit);
     g_test_add_func("/memslot-budget/invariants", test_invariants);
     g_test_add_func("/memslot-budget/share", test_share);
-    g_test_add_func("/memslot-budget/coalesce", test_coalesce);
+    g_test_add_func("/memslot-budget/whole-devices", test_whole_devices);
     g_test_add_func("/memslot-budget/situations", test_situations);
     return g_test_run();
 }

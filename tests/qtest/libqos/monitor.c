@@ -8,8 +8,8 @@
 #include "qemu/osdep.h"
 #include "monitor.h"
 #include "qapi/error.h"
-#include "qapi/qmp/qjson.h"
-#include "qapi/qmp/qobject.h"
+#include "qobject/qjson.h"
+#include "qobject/qobject.h"
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -31,7 +31,7 @@ static QDict *read_object(QMonitor *mon)
     while (!(end = memchr(mon->input->str, '\n', mon->input->len))) {
         ssize_t len;
 
-        TFR(len = read(mon->fd, buf, sizeof(buf)));
+        len = RETRY_ON_EINTR(read(mon->fd, buf, sizeof(buf)));
         g_assert_cmpint(len, >, 0);
         g_string_append_len(mon->input, buf, len);
     }
@@ -48,7 +48,7 @@ QDict *qmonitor_vqmp(QMonitor *mon, const char *fmt, va_list ap)
 
     qobject_unref(command);
     g_string_append_c(line, '\n');
-    TFR(ret = write(mon->fd, line->str, line->len));
+    ret = RETRY_ON_EINTR(write(mon->fd, line->str, line->len));
     g_assert_cmpint(ret, ==, line->len);
 
     while (true) {

@@ -8,7 +8,7 @@
 #ifndef TESTS_LIBQOS_MONITOR_H
 #define TESTS_LIBQOS_MONITOR_H
 
-#include "qapi/qmp/qdict.h"
+#include "qobject/qdict.h"
 
 /*
  * qtest_qmp() and qtest_hmp() read byte by byte. For a test that looks at all

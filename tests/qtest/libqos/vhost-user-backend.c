@@ -291,7 +291,7 @@ static void reply(QVhostUserBackend *backend, const Request *req, uint32_t size)
     msg.flags = PROTOCOL_VERSION | VHOST_USER_REPLY_MASK;
     msg.size = size;
     size += VHOST_USER_HDR_SIZE;
-    TFR(ret = send(backend->conn_fd, &msg, size, MSG_NOSIGNAL));
+    ret = RETRY_ON_EINTR(send(backend->conn_fd, &msg, size, MSG_NOSIGNAL));
     /* A frontend that is gone is noticed when it is read from. */
     g_assert_true(ret == size || (ret < 0 && errno == EPIPE) ||
                   (ret < 0 && errno == ECONNRESET));
@@ -463,7 +463,8 @@ static bool receive(QVhostUserBackend *backend, Request *req)
     };
     ssize_t ret;
 
-    TFR(ret = recvmsg(backend->conn_fd, &hdr, MSG_CMSG_CLOEXEC | MSG_WAITALL));
+    ret = RETRY_ON_EINTR(recvmsg(backend->conn_fd, &hdr,
+                                 MSG_CMSG_CLOEXEC | MSG_WAITALL));
     if (ret > 0) {
         receive_fds(req, &hdr);
     }
@@ -480,8 +481,8 @@ static bool receive(QVhostUserBackend *backend, Request *req)
         return true;
     }
     /* The frontend sends all of a message at once: this does not block. */
-    TFR(ret = recv(backend->conn_fd, &req->msg.payload, req->msg.size,
-                   MSG_WAITALL));
+    ret = RETRY_ON_EINTR(recv(backend->conn_fd, &req->msg.payload,
+                              req->msg.size, MSG_WAITALL));
     return ret == req->msg.size;
 }
 
