@@ -24,14 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import topics
+
 LINK_MODE = "120000"
 # Spelt out, as QEMU's source has a directory debian.
 PRISTINE = "refs/tags/debian"
 GRAFTED = "refs/tags/grafted"
 
-# Files below these belong to the series; each is added by one of its patches.
-SERIES_DIRS = ("docs/devel", "docs/system", "hw", "include", "tests/qtest",
-               "tests/unit")
+# These files, and those below these directories, belong to the series; each is
+# added by one of its patches.
+SERIES_FILES = ("accel", "docs/devel", "docs/system", "hw", "include",
+                "migration", "net", "scripts/memslots-top", "stubs", "system",
+                "tests/bench", "tests/qtest", "tests/unit", "util")
 
 
 class SeriesError(Exception):
@@ -62,6 +66,7 @@ class Author:
 class Patch:
     name: str
     author: Author
+    # with its topic
     message: str
     adds: tuple[str, ...]
     diff: bytes
@@ -117,6 +122,9 @@ class Git:
 
     def subject(self, commit: str) -> str:
         return self.run("show", "-s", "--format=%h %s", commit, "--")
+
+    def message(self, commit: str) -> str:
+        return self.run("show", "-s", "--format=%B", commit, "--") + "\n"
 
     def author(self, commit: str) -> Author:
         name, email, date = self.run("show", "-s", "--format=%an%n%ae%n%ad",
@@ -179,7 +187,8 @@ class Index:
         return self.run("write-tree")
 
 
-def parse_patch(git: Git, file: Path) -> Patch:
+def parse_patch(git: Git, patches: Path, name: str) -> Patch:
+    file = patches / name
     with tempfile.TemporaryDirectory(prefix="series-") as scratch:
         body, rest = Path(scratch) / "body", Path(scratch) / "rest"
         header = git.run("mailinfo", "-b", "--encoding=UTF-8", str(body),
@@ -191,14 +200,27 @@ def parse_patch(git: Git, file: Path) -> Patch:
                          ("Date", "Date"), ("Subject", "Subject")):
         if not fields.get(field):
             raise SeriesError(
-                f"patches/{file.name} has no {spelt}: line; "
+                f"patches/{name} has no {spelt}: line; "
                 "each patch is a mail as git format-patch writes it")
     notes, mark, hunks = tail.partition(b"diff --git ")
     adds = tuple(re.findall(r"^Adds: *(\S+) *$", notes.decode(), re.M))
     author = Author(fields["Author"], fields["Email"], fields["Date"])
     text = fields["Subject"] + "\n\n" + message
-    return Patch(file.name, author, text.rstrip("\n") + "\n", adds,
+    return Patch(name, author, topics.put(text, topic_of(name)), adds,
                  mark + hunks)
+
+
+def topic_of(name: str) -> str:
+    """The folder that a patch is in."""
+    topic, slash, file = name.partition("/")
+    if not slash or "/" in file:
+        raise SeriesError(f"patches/series names {name}, but each patch is in "
+                          "the folder of its topic, as TOPIC/NNNN-NAME.patch")
+    try:
+        topics.check(topic)
+    except topics.TopicError as error:
+        raise SeriesError(f"patches/{name} {error}") from error
+    return topic
 
 
 class Series:
@@ -223,15 +245,18 @@ class Series:
         return [line for line in lines if line and not line.startswith("#")]
 
     def parse(self) -> list[Patch]:
-        patches: list[Patch] = []
-        for name in self.names():
-            file = self.patches / name
-            if not file.is_file():
+        names = self.names()
+        try:
+            topics.refuse_interleaved((topic_of(name), f"patches/{name}")
+                                      for name in names)
+        except topics.TopicError as error:
+            raise SeriesError(str(error)) from error
+        for name in names:
+            if not (self.patches / name).is_file():
                 raise SeriesError(
                     f"patches/series names {name}, which patches/ does not "
                     "hold; restore the file or take the line out")
-            patches.append(parse_patch(self.git, file))
-        return patches
+        return [parse_patch(self.git, self.patches, name) for name in names]
 
     def link(self, path: str) -> Entry:
         """A link in build/qemu to the repository's file of the same path."""
@@ -416,8 +441,8 @@ class Series:
     # Files of the repository
 
     def files(self) -> list[str]:
-        found: list[str] = []
-        for top in SERIES_DIRS:
+        found = [top for top in SERIES_FILES if (self.root / top).is_file()]
+        for top in SERIES_FILES:
             for directory, below, names in os.walk(self.root / top):
                 below[:] = [d for d in below if d != "__pycache__"]
                 found += [os.path.relpath(os.path.join(directory, name),

@@ -22,6 +22,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MACHINERY = (".ci", ".gitignore", "Makefile", "configure", "meson.build",
              "meson_options.txt", "scripts")
 
+# The patches that there are to begin with, both of one topic
+FIRST = "core/0001-mem-first.patch"
+SECOND = "core/0002-mem-second.patch"
+
 LINES = [f"line {number}\n" for number in range(1, 41)]
 
 CONFIGURE = r"""#!/bin/sh
@@ -60,7 +64,7 @@ def write(file: Path, text: str) -> None:
     file.write_text(text, "utf-8")
 
 
-def tiny_qemu(place: Path, version: str = "7.2.99") -> Path:
+def tiny_qemu(place: Path, version: str = "10.0.99") -> Path:
     write(place / "VERSION", version + "\n")
     write(place / "configure", CONFIGURE)
     (place / "configure").chmod(0o755)
@@ -113,23 +117,23 @@ class SandboxTest(unittest.TestCase):
                                 ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(REPOSITORY / name, self.root / name)
-        self.source = tiny_qemu(self.scratch / "qemu-7.2.99")
+        self.source = tiny_qemu(self.scratch / "qemu-10.0.99")
         self.build = self.root / "build"
         self.qemu = self.build / "qemu"
         write(self.root / "hw" / "mem" / "new.c", "new file\n")
         self.write_series({
-            "0001-mem-first.patch": mail("mem: first",
-                                         diff_of_line(10, "first"),
-                                         ("hw/mem/new.c",)),
-            "0002-mem-second.patch": mail("mem: second",
-                                          diff_of_line(30, "second")),
+            FIRST: mail("mem: first", diff_of_line(10, "first"),
+                        ("hw/mem/new.c",)),
+            SECOND: mail("mem: second", diff_of_line(30, "second")),
         })
-        write(self.root / "patches" / "cover-letter.txt",
-              "mem: a cover letter\n\nWhat it is about.\n")
 
     def write_series(self, patches: dict[str, str]) -> None:
+        """Patches by name, and a cover letter for each of their topics."""
         for name, text in patches.items():
+            topic = name.partition("/")[0]
             write(self.root / "patches" / name, text)
+            write(self.root / "patches" / topic / "cover-letter.txt",
+                  f"mem: {topic}\n\nWhat {topic} is about.\n")
         write(self.root / "patches" / "series",
               "# The order counts\n" + "".join(f"{n}\n" for n in patches))
 
@@ -165,6 +169,12 @@ class SandboxTest(unittest.TestCase):
         return self.succeed("git", "-C", str(self.qemu), *args,
                             env=AUTHOR).rstrip("\n")
 
+    def commit(self, subject: str, text: str = "Why.", topic: str = "core"
+               ) -> None:
+        """Commit what was edited in build/qemu, and what was added."""
+        self.git("commit", "--quiet", "-am",
+                 f"{subject}\n\n{text}\n\nTopic: {topic}\n")
+
     def edit_core(self, number: int, text: str) -> None:
         file = self.qemu / "hw" / "mem" / "core.c"
         lines = file.read_text().splitlines(keepends=True)
@@ -176,5 +186,6 @@ class SandboxTest(unittest.TestCase):
         self.assertFalse((self.build / "qemu.tmp").exists())
 
     def patches(self) -> dict[str, bytes]:
-        return {file.name: file.read_bytes()
-                for file in (self.root / "patches").iterdir()}
+        patches = self.root / "patches"
+        return {str(file.relative_to(patches)): file.read_bytes()
+                for file in patches.rglob("*") if file.is_file()}

@@ -12,7 +12,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from sandbox import SandboxTest, diff_of_line, mail, tiny_qemu, write
+from sandbox import (FIRST, SECOND, SandboxTest, diff_of_line, mail, tiny_qemu,
+                     write)
 
 # Nobody listens there.
 UNREACHABLE = "http://127.0.0.1:9/debian"
@@ -44,12 +45,12 @@ class Configure(SandboxTest):
         self.assertTrue((self.qemu / "debian/patches/a.patch").is_file())
         self.succeed("ninja", "-C", "build")
         for name in ("qemu-system-x86_64", "qemu-storage-daemon"):
-            self.assertEqual((self.build / name).read_text(), "7.2.99\n")
+            self.assertEqual((self.build / name).read_text(), "10.0.99\n")
 
     def test_takes_a_tarball(self) -> None:
         tarball = self.scratch / "qemu.tar.xz"
         with tarfile.open(tarball, "w:xz") as archive:
-            archive.add(self.source, "qemu-7.2.99")
+            archive.add(self.source, "qemu-10.0.99")
         self.succeed("./configure", f"--qemu-src={tarball}")
         self.assertTrue((self.qemu / "hw" / "mem" / "new.c").is_symlink())
 
@@ -96,8 +97,8 @@ class Configure(SandboxTest):
         self.assert_not_half_made()
 
     def test_source_of_another_version(self) -> None:
-        tiny_qemu(self.scratch / "new", "8.1.0")
-        self.fail_with(["QEMU 8.1.0", "--qemu-src="], "./configure",
+        tiny_qemu(self.scratch / "new", "10.1.0")
+        self.fail_with(["QEMU 10.1.0", "--qemu-src="], "./configure",
                        f"--qemu-src={self.scratch}/new")
         self.assert_not_half_made()
 
@@ -138,14 +139,14 @@ class Configure(SandboxTest):
         self.configure()
 
     def test_hunk_that_does_not_apply(self) -> None:
-        good = (self.root / "patches" / "0002-mem-second.patch").read_text()
-        write(self.root / "patches" / "0002-mem-second.patch",
+        good = (self.root / "patches" / SECOND).read_text()
+        write(self.root / "patches" / SECOND,
               good.replace(" line 28\n", " line twenty-eight\n"))
-        self.fail_with(["patches/0002-mem-second.patch", "hw/mem/core.c",
-                        "7.2.99", "--qemu-src"],
+        self.fail_with([f"patches/{SECOND}", "hw/mem/core.c",
+                        "10.0.99", "--qemu-src"],
                        "./configure", f"--qemu-src={self.source}")
         self.assert_not_half_made()
-        write(self.root / "patches" / "0002-mem-second.patch", good)
+        write(self.root / "patches" / SECOND, good)
         self.configure()
 
     def test_hunk_at_an_offset_applies(self) -> None:
@@ -157,16 +158,16 @@ class Configure(SandboxTest):
 
     def test_patch_names_a_missing_file(self) -> None:
         (self.root / "hw" / "mem" / "new.c").unlink()
-        self.fail_with(["0001-mem-first.patch", "hw/mem/new.c"],
+        self.fail_with([FIRST, "hw/mem/new.c"],
                        "./configure", f"--qemu-src={self.source}")
         self.assert_not_half_made()
 
     def test_patch_with_a_new_file(self) -> None:
-        write(self.root / "patches" / "0002-mem-second.patch",
+        write(self.root / "patches" / SECOND,
               mail("mem: second", "diff --git a/x.c b/x.c\n"
                    "new file mode 100644\n--- /dev/null\n+++ b/x.c\n"
                    "@@ -0,0 +1 @@\n+x\n"))
-        self.fail_with(["0002-mem-second.patch", "Adds: x.c"],
+        self.fail_with([SECOND, "Adds: x.c"],
                        "./configure", f"--qemu-src={self.source}")
 
     def test_leftovers_of_an_interrupted_run(self) -> None:
@@ -210,10 +211,10 @@ class AnotherBuild(SandboxTest):
         self.assertEqual((other / "qemu").resolve(), self.qemu)
         self.assertIn("--enable-sanitizers", self.options(other))
         self.assertNotIn("--enable-sanitizers", self.options(self.build))
-        write(self.qemu / "VERSION", "7.2.1234\n")
+        write(self.qemu / "VERSION", "10.0.1234\n")
         self.succeed("ninja", "-C", "build-other")
         self.assertEqual((other / "qemu-system-x86_64").read_text(),
-                         "7.2.1234\n")
+                         "10.0.1234\n")
         self.assertFalse((self.build / "qemu-system-x86_64").exists())
 
     def test_gets_the_source_if_it_is_the_first(self) -> None:
@@ -266,7 +267,7 @@ class Apt(SandboxTest):
         repository.mkdir()
         orig = repository / "qemu_7.2+dfsg.orig.tar.xz"
         with tarfile.open(orig, "w:xz") as archive:
-            archive.add(self.source, "qemu-7.2.99")
+            archive.add(self.source, "qemu-10.0.99")
         source = self.scratch / "package" / "qemu-7.2+dfsg"
         shutil.copytree(self.source, source, symlinks=True)
         shutil.rmtree(source / "debian")
@@ -327,11 +328,9 @@ class SecondRun(SandboxTest):
 
     def change_patches(self) -> None:
         self.write_series({
-            "0001-mem-first.patch": mail("mem: first",
-                                         diff_of_line(10, "first, changed"),
-                                         ("hw/mem/new.c",)),
-            "0002-mem-second.patch": mail("mem: second",
-                                          diff_of_line(30, "second"))})
+            FIRST: mail("mem: first", diff_of_line(10, "first, changed"),
+                        ("hw/mem/new.c",)),
+            SECOND: mail("mem: second", diff_of_line(30, "second"))})
 
     def test_changes_nothing(self) -> None:
         def state() -> dict[str, int]:
@@ -344,7 +343,7 @@ class SecondRun(SandboxTest):
 
     def test_keeps_edits_and_commits(self) -> None:
         self.edit_core(20, "committed")
-        self.git("commit", "--quiet", "-am", "mine")
+        self.commit("mine")
         self.edit_core(21, "edited")
         head = self.git("rev-parse", "HEAD")
         self.succeed("./configure")
@@ -379,7 +378,7 @@ class SecondRun(SandboxTest):
 
     def test_refuses_to_overwrite_commits(self) -> None:
         self.edit_core(20, "committed")
-        self.git("commit", "--quiet", "-am", "my work")
+        self.commit("my work")
         self.change_patches()
         self.fail_with(["my work", "scripts/series/export"], "./configure")
         self.assertIn("committed\n",
@@ -387,19 +386,19 @@ class SecondRun(SandboxTest):
 
     def test_refuses_another_source_over_edits(self) -> None:
         self.edit_core(20, "edited")
-        other = tiny_qemu(self.scratch / "other", "7.2.100")
+        other = tiny_qemu(self.scratch / "other", "10.0.100")
         self.fail_with(["hw/mem/core.c", "scripts/series/export"],
                        "./configure", f"--qemu-src={other}")
         self.git("checkout", ".")
         self.succeed("./configure", f"--qemu-src={other}")
-        self.assertEqual((self.qemu / "VERSION").read_text(), "7.2.100\n")
+        self.assertEqual((self.qemu / "VERSION").read_text(), "10.0.100\n")
 
     def test_misfit_leaves_all_as_it_was(self) -> None:
         head = self.git("rev-parse", "HEAD")
-        write(self.root / "patches" / "0002-mem-second.patch",
+        write(self.root / "patches" / SECOND,
               mail("mem: second", diff_of_line(30, "x").replace(
                   "line 29", "line 92")))
-        self.fail_with(["0002-mem-second.patch", "hw/mem/core.c"],
+        self.fail_with([SECOND, "hw/mem/core.c"],
                        "./configure")
         self.assertEqual(self.git("rev-parse", "HEAD"), head)
         self.assertEqual(self.git("status", "--porcelain"), "")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sandbox import AUTHOR, SandboxTest, diff_of_line, mail, write
+from sandbox import (AUTHOR, FIRST, SECOND, SandboxTest, diff_of_line, mail,
+                     write)
 
 EXPORT = "scripts/series/export"
 FORMAT = "scripts/series/format"
@@ -28,24 +29,26 @@ class Export(SandboxTest):
         self.assertEqual(self.git("rev-parse", "HEAD"), head)
 
     def test_commit_becomes_a_patch(self) -> None:
-        tree_with = "Why: because é.\n\nSigned-off-by: Ann <ann@x.org>"
+        text = "Why: because é."
+        signed = "Fixes: it\nSigned-off-by: Ann <ann@x.org>"
         subject = ("mem: third, whose subject is so long that a mail has to "
                    "fold it into two lines")
         self.edit_core(20, "third")
-        self.git("commit", "--quiet", "-am", f"{subject}\n\n{tree_with}")
+        self.commit(subject, text, f"core\n{signed}")
         tree = self.git("rev-parse", "HEAD^{tree}")
         self.succeed(EXPORT)
         self.assertEqual(
             (self.root / "patches" / "series").read_text().splitlines(),
-            ["# The order counts", "0001-mem-first.patch",
-             "0002-mem-second.patch",
-             "0003-mem-third-whose-subject-is-so-long-that-a-mail-has-t"
+            ["# The order counts", FIRST, SECOND,
+             "core/0003-mem-third-whose-subject-is-so-long-that-a-mail-has-t"
              ".patch"])
         self.succeed("make", "distclean")
         self.configure()
         self.assertEqual(self.git("rev-parse", "HEAD^{tree}"), tree)
-        self.assertEqual(self.git("show", "-s", "--format=%B").strip(),
-                         f"{subject}\n\n{tree_with}")
+        self.assertEqual(
+            self.git("show", "-s", "--format=%B").strip(),
+            f"{subject}\n\n{text}\n\nFixes: it\nTopic: core\n"
+            "Signed-off-by: Ann <ann@x.org>")
 
     def test_new_file_moves_to_the_repository(self) -> None:
         added = self.qemu / "tests" / "unit" / "test-new.c"
@@ -53,14 +56,14 @@ class Export(SandboxTest):
         added.chmod(0o755)
         self.git("add", "tests")
         self.edit_core(20, "third")
-        self.git("commit", "--quiet", "-am", "mem: third\n\nWhy.")
+        self.commit("mem: third")
         self.succeed(EXPORT)
         moved = self.root / "tests" / "unit" / "test-new.c"
         self.assertEqual(moved.read_text(), "new test\n")
         self.assertTrue(moved.stat().st_mode & 0o100)
         self.assertTrue(added.is_symlink())
         self.assertEqual(added.read_text(), "new test\n")
-        text = (self.root / "patches" / "0003-mem-third.patch").read_text()
+        text = (self.root / "patches/core/0003-mem-third.patch").read_text()
         self.assertIn("---\nAdds: tests/unit/test-new.c\n\ndiff", text)
         self.assertNotIn("new test", text)
         self.succeed("./configure")
@@ -80,15 +83,75 @@ class Export(SandboxTest):
         self.assertEqual((self.root / "hw" / "mem" / "new.c").read_text(),
                          "edited\n")
 
+    def test_refuses_a_commit_without_a_topic(self) -> None:
+        self.edit_core(20, "third")
+        self.git("commit", "--quiet", "-am", "mem: third\n\nWhy.")
+        before = self.patches()
+        self.fail_with(["mem: third", "names no topic", "'Topic: NAME'"],
+                       EXPORT)
+        self.assertEqual(self.patches(), before)
+
+    def test_refuses_what_is_no_name_of_a_topic(self) -> None:
+        self.edit_core(20, "third")
+        self.commit("mem: third", topic="../core")
+        self.fail_with(["mem: third", "'../core'"], EXPORT)
+
+    def test_refuses_topics_that_interleave(self) -> None:
+        for number, topic in ((20, "other"), (25, "core")):
+            self.edit_core(number, topic)
+            self.commit(f"mem: {topic}", topic=topic)
+        self.fail_with(["mem: core is of the topic core, but comes after one "
+                        "of the topic other"], EXPORT)
+
+    def test_keeps_a_folder_for_each_topic(self) -> None:
+        for number, topic in ((20, "other"), (25, "vhost-user")):
+            self.edit_core(number, topic)
+            self.commit(f"mem: {topic}", topic=topic)
+        self.succeed(EXPORT)
+        head = self.git("rev-parse", "HEAD")
+        self.assertEqual(
+            (self.root / "patches" / "series").read_text().splitlines()[1:],
+            [FIRST, SECOND, "other/0001-mem-other.patch",
+             "vhost-user/0001-mem-vhost-user.patch"])
+        self.assertIn("Why.\n---", (
+            self.root / "patches/other/0001-mem-other.patch").read_text())
+        self.succeed("./configure")
+        self.assertEqual(self.git("rev-parse", "HEAD"), head)
+        self.git("reset", "--quiet", "--hard", "HEAD^")
+        self.succeed(EXPORT)
+        self.assertFalse((self.root / "patches" / "vhost-user").exists())
+
+    def test_graft_gives_what_was_exported(self) -> None:
+        self.succeed(EXPORT)
+        self.edit_core(20, "third")
+        self.git("commit", "--quiet", "-am",
+                 "mem: third\n\nTwo\nlines.\n\nTopic: core\n"
+                 "Signed-off-by: Ann <ann@x.org>\n"
+                 "Reviewed-by: Bob <bob@x.org>\n")
+        message = self.git("show", "-s", "--format=%B")
+        self.succeed(EXPORT)
+        self.assertEqual(self.git("show", "-s", "--format=%B"), message)
+        head, before = self.git("rev-parse", "HEAD"), self.patches()
+        self.succeed(EXPORT)
+        self.assertEqual(self.git("rev-parse", "HEAD"), head)
+        self.assertEqual(self.patches(), before)
+
+    def test_refuses_a_message_that_a_mail_would_change(self) -> None:
+        self.edit_core(20, "third")
+        self.commit("mem: third", "Why:\n\n---\n\nnobody knows.")
+        before = self.patches()
+        self.fail_with(["mem: third", "does not carry"], EXPORT)
+        self.assertEqual(self.patches(), before)
+
     def test_refuses_edits(self) -> None:
         self.edit_core(20, "edited")
         self.fail_with(["hw/mem/core.c", "not committed"], EXPORT)
 
     def test_refuses_when_patches_changed(self) -> None:
-        write(self.root / "patches" / "0002-mem-second.patch",
+        write(self.root / "patches" / SECOND,
               mail("mem: second", diff_of_line(30, "second, changed")))
         self.edit_core(20, "mine")
-        self.git("commit", "--quiet", "-am", "mem: third\n\nWhy.")
+        self.commit("mem: third")
         before = self.patches()
         self.fail_with(["patches/ ", "git stash"], EXPORT)
         self.assertEqual(self.patches(), before)
@@ -97,14 +160,14 @@ class Export(SandboxTest):
         file = self.qemu / "hw" / "mem" / "new.c"
         file.unlink()
         write(file, "edited\n")
-        self.git("commit", "--quiet", "-am", "mem: third\n\nWhy.")
+        self.commit("mem: third")
         self.fail_with(["mem: third", "squash"], EXPORT)
 
     def test_refuses_to_overwrite_a_file(self) -> None:
         write(self.root / "hw" / "mem" / "other.c", "the repository's\n")
         write(self.qemu / "hw" / "mem" / "other.c", "of build/qemu\n")
         self.git("add", "hw")
-        self.git("commit", "--quiet", "-m", "mem: third\n\nWhy.")
+        self.commit("mem: third")
         self.fail_with(["hw/mem/other.c"], EXPORT)
         self.assertEqual((self.root / "hw" / "mem" / "other.c").read_text(),
                          "the repository's\n")
@@ -113,7 +176,7 @@ class Export(SandboxTest):
         self.git("reset", "--quiet", "--hard", "HEAD^")
         self.succeed(EXPORT)
         self.assertFalse(
-            (self.root / "patches" / "0002-mem-second.patch").exists())
+            (self.root / "patches" / SECOND).exists())
         self.succeed("./configure")
         self.assertNotIn("second\n",
                          (self.qemu / "hw" / "mem" / "core.c").read_text())
@@ -122,23 +185,26 @@ class Export(SandboxTest):
 class Format(SandboxTest):
     def setUp(self) -> None:
         super().setUp()
+        self.cover = self.root / "patches" / "core" / "cover-letter.txt"
         self.configure()
 
     def test_mails_give_the_tree(self) -> None:
         (self.root / "hw" / "mem" / "new.c").chmod(0o755)
         self.succeed("make", "series")
-        mails = sorted((self.build / "series").iterdir())
+        mails = sorted((self.build / "series" / "core").iterdir())
         self.assertEqual([file.name for file in mails],
                          ["0000-cover-letter.patch", "0001-mem-first.patch",
                           "0002-mem-second.patch"])
         letter = mails[0].read_text()
-        self.assertIn("[PATCH 0/2] mem: a cover letter\n", letter)
-        self.assertIn("\nWhat it is about.\n", letter)
+        self.assertIn("Subject: [PATCH 0/2] mem: core\n", letter)
+        self.assertIn("\nWhat core is about.\n\nBased on QEMU 10.0.99.\n",
+                      letter)
         self.assertNotIn("***", letter)
         first = mails[1].read_text()
         self.assertIn("new file mode 100755", first)
         self.assertIn("+new file\n", first)
         self.assertNotIn("Adds:", first)
+        self.assertNotIn("Topic:", first)
         # As its receiver would use it, with nothing of ours at hand.
         tree = self.scratch / "receiver"
         self.source.rename(tree)
@@ -155,7 +221,7 @@ class Format(SandboxTest):
     def test_is_the_same_each_time(self) -> None:
         def mails() -> dict[Path, bytes]:
             return {file: file.read_bytes()
-                    for file in (self.build / "series").iterdir()}
+                    for file in (self.build / "series").rglob("*.patch")}
         self.succeed(FORMAT)
         first = mails()
         self.succeed(FORMAT)
@@ -163,7 +229,7 @@ class Format(SandboxTest):
 
     def test_style(self) -> None:
         write(self.root / "hw" / "mem" / "new.c", "a\ttab\n")
-        self.fail_with(["0001-mem-first.patch", "ERROR: tab in 1 lines"],
+        self.fail_with([FIRST, "ERROR: tab in 1 lines"],
                        FORMAT)
 
     def test_file_that_no_patch_adds(self) -> None:
@@ -171,15 +237,20 @@ class Format(SandboxTest):
         self.fail_with(["include/hw/lost.h", "Adds: FILE"], FORMAT)
 
     def test_file_that_two_patches_add(self) -> None:
-        write(self.root / "patches" / "0002-mem-second.patch",
+        write(self.root / "patches" / SECOND,
               mail("mem: second", diff_of_line(30, "second"),
                    ("hw/mem/new.c",)))
-        self.fail_with(["0002-mem-second.patch", "hw/mem/new.c"],
+        self.fail_with([SECOND, "hw/mem/new.c"],
                        "./configure")
 
     def test_no_cover_letter(self) -> None:
-        (self.root / "patches" / "cover-letter.txt").unlink()
-        self.fail_with(["patches/cover-letter.txt", "subject"], FORMAT)
+        self.cover.unlink()
+        self.fail_with(["patches/core/cover-letter.txt is missing"], FORMAT)
+
+    def test_subject_that_says_so(self) -> None:
+        write(self.cover, "Subject: mem: core\n\nText.\n")
+        self.fail_with(["patches/core/cover-letter.txt begins with "
+                        "'Subject:'"], FORMAT)
 
     def test_edits(self) -> None:
         self.edit_core(20, "edited")
@@ -187,14 +258,14 @@ class Format(SandboxTest):
 
     def test_each_patch_is_built(self) -> None:
         out = self.succeed("make", "series-build")
-        self.assertIn("building with 0001-mem-first.patch", out)
-        self.assertIn("building with 0002-mem-second.patch", out)
+        self.assertIn(f"building with {FIRST}", out)
+        self.assertIn(f"building with {SECOND}", out)
         leftovers = list(self.build.glob("series-*"))
         self.assertEqual(leftovers, [])
 
     def test_patch_that_does_not_build(self) -> None:
         self.git("rm", "--quiet", "hw/mem/core.c")
-        self.git("commit", "--quiet", "-m", "mem: third\n\nWhy.")
+        self.commit("mem: third")
         self.succeed(EXPORT)
-        self.fail_with(["does not build with 0003-mem-third.patch"],
+        self.fail_with(["does not build with core/0003-mem-third.patch"],
                        "make", "series-build")

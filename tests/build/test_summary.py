@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from sandbox import SandboxTest, mail, diff_of_line, write
+from sandbox import FIRST, SandboxTest, diff_of_line, mail, write
 
 
 class Summary(SandboxTest):
@@ -91,7 +91,7 @@ class Check(SandboxTest):
         self.test = self.root / "tests" / "unit" / "test-toy.c"
         write(self.test, "#!/bin/sh\necho 1..2\necho ok 1 /toy/a\n"
                          "echo 'ok 2 /toy/b # SKIP of its mood'\n")
-        write(self.root / "patches" / "0001-mem-first.patch",
+        write(self.root / "patches" / FIRST,
               mail("mem: first", diff_of_line(10, "first"),
                    ("hw/mem/new.c", "tests/unit/test-toy.c")))
         self.configure()
@@ -126,9 +126,9 @@ class Check(SandboxTest):
                         "0 passed, 0 failed, 1 skipped"], "make", "check")
 
     def test_new_test_is_found(self) -> None:
-        write(self.root / "tests" / "functional" / "run.py",
-              "print('1..1\\nok 1 functional')\n")
-        write(self.root / "tests" / "functional" / "test_toy.py", "")
+        write(self.root / "tests" / "system" / "run.py",
+              "print('1..1\\nok 1 system')\n")
+        write(self.root / "tests" / "system" / "test_toy.py", "")
         out = self.succeed("make", "check")
         self.assertEqual(out.splitlines()[-1],
                          "2 passed, 0 failed, 1 skipped")
@@ -149,7 +149,7 @@ class Qtests(SandboxTest):
             write(self.root / test,
                   "#!/bin/sh\necho 1..1\n"
                   "echo ok 1 ${QTEST_QEMU_BINARY##*/} '# SKIP as it is'\n")
-        write(self.root / "patches" / "0001-mem-first.patch",
+        write(self.root / "patches" / FIRST,
               mail("mem: first", diff_of_line(10, "first"),
                    ("hw/mem/new.c", *tests)))
 
