@@ -14,10 +14,11 @@
  *   whenever a memslot was added without FILE.
  *
  * KVM_PRELOAD_LOG=FILE
- *   Append a line for each KVM_SET_USER_MEMORY_REGION: address space, slot,
- *   address and size in hexadecimal (size 0: the slot is removed), result (0 or
- *   a negative errno), and the CPU time in ns that the thread has spent since
- *   its last such call returned: QEMU's own, without KVM's and without ours.
+ *   Append a line for each KVM_SET_USER_MEMORY_REGION or its successor, which
+ *   QEMU uses where KVM has guest_memfd: address space, slot, address and size
+ *   in hexadecimal (size 0: the slot is removed), result (0 or a negative
+ *   errno), and the CPU time in ns that the thread has spent since its last
+ *   such call returned: QEMU's own, without KVM's and without ours.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -91,7 +92,8 @@ static bool refuse_to_add(void)
     return ++nr_added_while_failing >= fail_from;
 }
 
-static int set_user_memory_region(int fd,
+/* The structure of the successor begins as that of the first one does. */
+static int set_user_memory_region(int fd, unsigned long request,
                                   struct kvm_userspace_memory_region *mem)
 {
     const uint64_t ns = thread_cpu_ns() - last_return_ns;
@@ -104,7 +106,7 @@ static int set_user_memory_region(int fd,
         errno = ENOMEM;
         ret = -1;
     } else {
-        ret = real_ioctl(fd, KVM_SET_USER_MEMORY_REGION, mem);
+        ret = real_ioctl(fd, request, mem);
     }
     saved_errno = errno;
     if (ret == 0) {
@@ -144,8 +146,9 @@ int ioctl(int fd, unsigned long request, ...)
     }
 
     /* These numbers are KVM's alone, so there is no need to look at fd. */
-    if (request == KVM_SET_USER_MEMORY_REGION) {
-        return set_user_memory_region(fd, arg);
+    if (request == KVM_SET_USER_MEMORY_REGION ||
+        request == KVM_SET_USER_MEMORY_REGION2) {
+        return set_user_memory_region(fd, request, arg);
     }
     if (request == KVM_CHECK_EXTENSION && nr_memslots &&
         arg == (void *)KVM_CAP_NR_MEMSLOTS) {
