@@ -8,17 +8,22 @@
  * KVM_PRELOAD_NR_MEMSLOTS=N
  *   KVM says that it can hold N memslots. It still can hold as many as it can.
  *
+ * KVM_PRELOAD_REGION2=1
+ *   KVM says that it has memory attributes, so that QEMU uses
+ *   KVM_SET_USER_MEMORY_REGION2 if KVM has that, and guest_memfd.
+ *
  * KVM_PRELOAD_FAIL_FILE=FILE, KVM_PRELOAD_FAIL=N
  *   While FILE exists, the N-th memslot that is added, and all that are added
  *   after it, are refused with ENOMEM. N is 1 by default. Counting starts anew
  *   whenever a memslot was added without FILE.
  *
  * KVM_PRELOAD_LOG=FILE
- *   Append a line for each KVM_SET_USER_MEMORY_REGION or its successor, which
- *   QEMU uses where KVM has guest_memfd: address space, slot, address and size
- *   in hexadecimal (size 0: the slot is removed), result (0 or a negative
- *   errno), and the CPU time in ns that the thread has spent since its last
- *   such call returned: QEMU's own, without KVM's and without ours.
+ *   Append a line for each KVM_SET_USER_MEMORY_REGION and
+ *   KVM_SET_USER_MEMORY_REGION2: address space, slot, address and size in
+ *   hexadecimal (size 0: the slot is removed), result (0 or a negative errno),
+ *   the CPU time in ns that the thread has spent since its last such call
+ *   returned: QEMU's own, without KVM's and without ours; and 1 or 2 for which
+ *   of the two it is.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -37,6 +42,7 @@ static int (*real_ioctl)(int fd, unsigned long request, ...);
 static const char *fail_file;
 static unsigned long fail_from = 1;
 static long nr_memslots;
+static bool has_attributes;
 static int log_fd = -1;
 
 /* QEMU adds and removes memslots one at a time. */
@@ -72,6 +78,7 @@ static void __attribute__((constructor)) preload_init(void)
     if (str) {
         nr_memslots = atol(str);
     }
+    has_attributes = getenv("KVM_PRELOAD_REGION2");
     fail_file = getenv("KVM_PRELOAD_FAIL_FILE");
     str = getenv("KVM_PRELOAD_FAIL");
     if (str) {
@@ -116,9 +123,10 @@ static int set_user_memory_region(int fd, unsigned long request,
     if (log_fd >= 0) {
         char line[128];
         const int len = snprintf(line, sizeof(line), "%u %u 0x%llx 0x%llx %d"
-                                 " %" PRIu64 "\n", as, slot,
+                                 " %" PRIu64 " %d\n", as, slot,
                                  mem->guest_phys_addr, mem->memory_size,
-                                 ret < 0 ? -saved_errno : ret, own_ns);
+                                 ret < 0 ? -saved_errno : ret, own_ns,
+                                 request == KVM_SET_USER_MEMORY_REGION ? 1 : 2);
 
         if (write(log_fd, line, len) != len) {
             abort();
@@ -153,6 +161,10 @@ int ioctl(int fd, unsigned long request, ...)
     if (request == KVM_CHECK_EXTENSION && nr_memslots &&
         arg == (void *)KVM_CAP_NR_MEMSLOTS) {
         return nr_memslots;
+    }
+    if (request == KVM_CHECK_EXTENSION && has_attributes &&
+        arg == (void *)KVM_CAP_MEMORY_ATTRIBUTES) {
+        return KVM_MEMORY_ATTRIBUTE_PRIVATE;
     }
     return real_ioctl(fd, request, arg);
 }
