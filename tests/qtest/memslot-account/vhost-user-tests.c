@@ -1,0 +1,290 @@
+/*
+ * Tests of vhost-user backends that are killed and come back, and of the backend
+ * that all these tests use
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "framework.h"
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+/* ---- The backend, talked to without QEMU in between ---- */
+
+static int connect_to_backend(QVhostUserBackend *backend)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    g_strlcpy(addr.sun_path, qvhost_user_backend_path(backend),
+              sizeof(addr.sun_path));
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    return fd;
+}
+
+/* Returns what the backend answers. */
+static uint64_t send_message(int fd, VhostUserMsg *msg, uint32_t size,
+                             int file)
+{
+    char control[CMSG_SPACE(sizeof(file))] QEMU_ALIGNED(8) = { };
+    struct iovec iov = { .iov_base = msg };
+    struct msghdr hdr = { .msg_iov = &iov, .msg_iovlen = 1 };
+    uint64_t answer;
+
+    msg->flags = 1 | VHOST_USER_NEED_REPLY_MASK;
+    msg->size = size;
+    iov.iov_len = VHOST_USER_HDR_SIZE + size;
+    if (file >= 0) {
+        struct cmsghdr *cmsg;
+
+        hdr.msg_control = control;
+        hdr.msg_controllen = sizeof(control);
+        cmsg = CMSG_FIRSTHDR(&hdr);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(sizeof(file));
+        memcpy(CMSG_DATA(cmsg), &file, sizeof(file));
+    }
+    g_assert_cmpint(sendmsg(fd, &hdr, 0), ==, iov.iov_len);
+
+    g_assert_cmpint(recv(fd, msg, VHOST_USER_HDR_SIZE, MSG_WAITALL), ==,
+                    VHOST_USER_HDR_SIZE);
+    g_assert_cmpint(msg->flags, ==, 1 | VHOST_USER_REPLY_MASK);
+    g_assert_cmpint(msg->size, ==, sizeof(answer));
+    g_assert_cmpint(recv(fd, &answer, sizeof(answer), MSG_WAITALL), ==,
+                    sizeof(answer));
+    return answer;
+}
+
+/* Memory is at addr in the process that sends it, and in its file. */
+static uint64_t change_region(int fd, VhostUserRequest request, uint64_t addr,
+                              uint64_t size, int file)
+{
+    VhostUserMsg msg = {
+        .request = request,
+        .payload.memreg.region = {
+            .guest_phys_addr = addr,
+            .memory_size = size,
+            .userspace_addr = addr,
+            .mmap_offset = addr,
+        },
+    };
+
+    return send_message(fd, &msg, sizeof(msg.payload.memreg), file);
+}
+
+static void assert_backend_error(QVhostUserBackend **backend, int *fd,
+                                 const char *expected)
+{
+    g_autofree char *error = qvhost_user_backend_error(*backend);
+    g_autofree char *path = g_strdup(qvhost_user_backend_path(*backend));
+    const uint64_t features =
+        1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK |
+        1ull << VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+    VhostUserMsg msg = {
+        .request = VHOST_USER_SET_PROTOCOL_FEATURES,
+        .payload.u64 = features,
+    };
+
+    /* It tells the first error only: go on with another one. */
+    g_assert_cmpstr(error, ==, expected);
+    close(*fd);
+    qvhost_user_backend_free(*backend);
+    *backend = qvhost_user_backend_new(path, 2);
+    *fd = connect_to_backend(*backend);
+    g_assert_cmpint(send_message(*fd, &msg, sizeof(features), -1), ==, 0);
+}
+
+#define add_region(...) change_region(fd, VHOST_USER_ADD_MEM_REG, __VA_ARGS__)
+#define remove_region(...)                                                 \
+    change_region(fd, VHOST_USER_REM_MEM_REG, __VA_ARGS__, -1)
+
+static void test_library(const void *opaque)
+{
+    g_autofree char *dir = g_dir_make_tmp("memslot-account-test.XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "backend", NULL);
+    QVhostUserBackend *backend = qvhost_user_backend_new(path, 2);
+    int fd = connect_to_backend(backend);
+    const int file = memfd_create("test", 0);
+    uint8_t content[0x10];
+    GArray *regions;
+    void *memory;
+
+    g_assert_cmpint(ftruncate(file, 1 * MiB), ==, 0);
+    assert_backend_error(&backend, &fd, NULL);
+
+    g_assert_cmpint(add_region(0x2000, 0x1000, file), ==, 0);
+    g_assert_cmpint(add_region(0x1000, 0x1000, file), ==, 0);
+    regions = qvhost_user_backend_regions(backend);
+    g_assert_cmpuint(regions->len, ==, 2);
+    g_assert_cmphex(g_array_index(regions, QVhostUserRegion, 0).addr, ==,
+                    0x1000);
+    g_assert_cmphex(g_array_index(regions, QVhostUserRegion, 1).mmap_offset,
+                    ==, 0x2000);
+    g_array_unref(regions);
+
+    /* Memory is what is in the file, and nothing that is not added. */
+    memory = qvhost_user_backend_memory(backend, 0x2ff0, 0x10);
+    g_assert_nonnull(memory);
+    memset(memory, 1, 0x10);
+    g_assert_cmpint(pread(file, content, sizeof(content), 0x2ff0), ==,
+                    sizeof(content));
+    g_assert_cmpmem(content, sizeof(content), memory, 0x10);
+    g_assert_null(qvhost_user_backend_memory(backend, 0x2ff0, 0x11));
+    g_assert_null(qvhost_user_backend_memory(backend, 0xfff, 1));
+    g_assert_null(qvhost_user_backend_memory(backend, 0x3000, 1));
+    g_assert_cmpuint(qvhost_user_backend_log_size(backend), ==, 0);
+    g_assert_false(qvhost_user_backend_log(backend, 0x2000));
+
+    g_assert_cmpint(remove_region(0x2000, 0x1000), ==, 0);
+    g_assert_cmpuint(qvhost_user_backend_nr_regions(backend), ==, 1);
+    g_assert_null(qvhost_user_backend_memory(backend, 0x2000, 1));
+    g_assert_cmpint(add_region(0x2000, 0x1000, file), ==, 0);
+    g_assert_cmpint(add_region(0x3000, 0x1000, file), !=, 0);
+    g_assert_cmpuint(qvhost_user_backend_nr_regions(backend), ==, 2);
+    g_assert_cmpuint(qvhost_user_backend_nr_messages(backend,
+                                                     VHOST_USER_ADD_MEM_REG),
+                     ==, 4);
+    assert_backend_error(&backend, &fd, "region 0x3000 is one more than 2");
+
+    g_assert_cmpint(add_region(0x1000, 0x1000, file), ==, 0);
+    g_assert_cmpint(add_region(0x1000, 0x1000, file), !=, 0);
+    assert_backend_error(&backend, &fd, "region 0x1000 overlaps with 0x1000");
+    g_assert_cmpint(add_region(0x1000, 0x3000, file), ==, 0);
+    g_assert_cmpint(add_region(0x2000, 0x1000, file), !=, 0);
+    assert_backend_error(&backend, &fd, "region 0x2000 overlaps with 0x1000");
+    g_assert_cmpint(add_region(0x1000, 0x1000, file), ==, 0);
+    g_assert_cmpint(remove_region(0x1000, 0x2000), !=, 0);
+    assert_backend_error(&backend, &fd,
+                         "region 0x1000 to be removed does not exist");
+    g_assert_cmpint(add_region(0x1000, 0x1000, -1), !=, 0);
+    assert_backend_error(&backend, &fd, "region with 0 files");
+    g_assert_cmpint(add_region(0, 0, file), !=, 0);
+    assert_backend_error(&backend, &fd, "bad range of region 0x0");
+    g_assert_cmpint(add_region(0, 2 * MiB, file), !=, 0);
+    assert_backend_error(&backend, &fd, "region 0x0 exceeds its file");
+
+    /* Nothing is left when it is killed, and it can be had again. */
+    g_assert_cmpint(add_region(0x1000, 0x1000, file), ==, 0);
+    qvhost_user_backend_close(backend);
+    g_assert_cmpuint(qvhost_user_backend_nr_regions(backend), ==, 0);
+    g_assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
+    close(fd);
+    qvhost_user_backend_open(backend);
+    g_assert_cmpuint(qvhost_user_backend_nr_messages(backend, VHOST_USER_NONE),
+                     ==, 0);
+    fd = connect_to_backend(backend);
+    g_assert_cmpint(add_region(0x1000, 0x1000, file), !=, 0);
+    assert_backend_error(&backend, &fd, "request to change a single region");
+
+    close(fd);
+    close(file);
+    qvhost_user_backend_free(backend);
+    g_assert_cmpint(rmdir(dir), ==, 0);
+}
+
+void add_backend_test(void)
+{
+    qtest_add_data_func("memslot-account/backend", NULL, test_library);
+}
+
+/* ---- Backends that are killed, and that come back ---- */
+
+/* A backend that was killed holds nothing, until it is back. */
+static void test_restart(const TestCase *test)
+{
+    static const unsigned int sizes[] = {
+        QVHOST_USER_BASELINE, 8, 64, 509, 32,
+    };
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const MemConfig config = multiple(true, 16 * GiB);
+    const unsigned int nr_killed = ARRAY_SIZE(sizes) - 1;
+    Backend *backends[ARRAY_SIZE(sizes)];
+    unsigned int i;
+    Mem *mem, *dimms[2];
+
+    mem = vm_add_mem(vm, &config);
+    dimms[0] = vm_add_mem(vm, &shared_dimm);
+    for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+        backends[i] = vm_add_started_backend(vm, sizes[i]);
+    }
+    vm_start(vm);
+    request_size(vm, mem, 16 * GiB);
+    assert_ack(plug(vm, mem, 0, 4 * GiB));
+
+    /* Life goes on meanwhile. */
+    for (i = 0; i < nr_killed; i++) {
+        kill_backend(vm, backends[i]);
+    }
+    assert_ack(plug(vm, mem, 8 * GiB, 4 * GiB));
+    assert_ack(unplug(vm, mem, 0, 2 * GiB));
+    dimms[1] = vm_add_mem(vm, &shared_dimm);
+    vm_remove_dimm(vm, dimms[0]);
+
+    restart_backends(vm, backends, nr_killed);
+    assert_ack(plug(vm, mem, 12 * GiB, 4 * GiB));
+    vm_remove_dimm(vm, dimms[1]);
+    unplug_all(vm, mem);
+    for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+        vm_remove_backend(vm, backends[i]);
+    }
+    vm_stop(vm);
+}
+
+/* A backend that comes back and is refused is welcome once there is room. */
+static void test_restart_refused(const TestCase *test)
+{
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const MemConfig config = multiple(true, 16 * GiB);
+    g_autofree char *refusal = NULL;
+    Backend *backend, *other;
+    unsigned int i;
+    Mem *mem, *last;
+
+    mem = vm_add_mem(vm, &config);
+    for (i = vm->base_shared + 1; i < 8; i++) {
+        vm_add_mem(vm, &shared_dimm);
+    }
+    backend = vm_add_started_backend(vm, 8);
+    other = vm_add_started_backend(vm, 64);
+    vm_start(vm);
+    request_size(vm, mem, 16 * GiB);
+    assert_ack(plug(vm, mem, 0, 4 * GiB));
+
+    /* With it gone, there is nothing in the way of another DIMM. */
+    assert_refused(vm, &shared_dimm, NULL);
+    kill_backend(vm, backend);
+    last = vm_add_mem(vm, &shared_dimm);
+    model_attach(vm, backend);
+    refusal = model_check_backend(vm, backend);
+    g_assert_nonnull(refusal);
+    qvhost_user_backend_open(backend->vu);
+    while (!vm_nr_warnings(vm, refusal)) {
+        g_usleep(1000);
+    }
+    g_assert_false(holder_is_shown(vm, backend));
+    vm_check(vm);
+    assert_ack(plug(vm, mem, 4 * GiB, 4 * GiB));
+
+    vm_remove_dimm(vm, last);
+    expect_backends(vm, &backend, 1);
+    assert_ack(plug(vm, mem, 8 * GiB, 8 * GiB));
+    unplug_all(vm, mem);
+    vm_remove_backend(vm, backend);
+    vm_remove_backend(vm, other);
+    vm_stop(vm);
+}
+
+static const TestGroup groups[] = {
+    { "restart", test_restart, .cold = true },
+    { "restart-refused", test_restart_refused },
+};
+
+void add_vhost_user_tests(bool kvm)
+{
+    add_test_groups(groups, ARRAY_SIZE(groups), kvm);
+}
