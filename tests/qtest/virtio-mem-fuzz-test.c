@@ -1,7 +1,7 @@
 /*
  * QTest testcase that runs what a fuzzer found worth keeping for virtio-mem
  *
- * The corpus holds one program for virtio-mem-ops.c per line, in base64.
+ * The corpus holds one program for virtio-mem/ops.c per line, in base64.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -11,7 +11,7 @@
 #include "libqtest.h"
 #include "libqos/libqos-pc.h"
 #include "qobject/qdict.h"
-#include "virtio-mem-ops.h"
+#include "virtio-mem/ops.h"
 
 static bool host_set(QTestState *qts, const char *path, const char *property,
                      uint64_t value)
@@ -59,7 +59,7 @@ static void host_system_reset(QTestState *qts)
 static void test_corpus(void)
 {
     g_autofree char *path = g_test_build_filename(G_TEST_DIST, "qtest",
-                                                  "virtio-mem-corpus.txt",
+                                                  "virtio-mem", "corpus.txt",
                                                   NULL);
     g_autofree char *args = virtio_mem_ops_args();
     g_autofree char *text = NULL;

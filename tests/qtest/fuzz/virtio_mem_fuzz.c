@@ -1,7 +1,7 @@
 /*
  * virtio-mem fuzzing target
  *
- * Runs programs of virtio-mem-ops.c within QEMU. There is no fork for each of
+ * Runs programs of virtio-mem/ops.c within QEMU. There is no fork for each of
  * them, as they all start from the same state.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
@@ -18,7 +18,7 @@
 #include "tests/qtest/libqos/libqos-malloc.h"
 #include "tests/qtest/libqos/malloc-pc.h"
 #include "tests/qtest/libqos/pci-pc.h"
-#include "tests/qtest/virtio-mem-ops.h"
+#include "tests/qtest/virtio-mem/ops.h"
 #include "fuzz.h"
 
 #define RUNS_PER_DRAIN 100

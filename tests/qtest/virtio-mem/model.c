@@ -8,7 +8,7 @@
 #include "qemu/osdep.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
-#include "virtio-mem-model.h"
+#include "model.h"
 
 uint64_t model_plugged_size(const Model *model)
 {

@@ -9,8 +9,8 @@
 #include "qemu/bitops.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
-#include "virtio-mem-ops.h"
-#include "virtio-mem-model.h"
+#include "ops.h"
+#include "model.h"
 #include "libqos/virtio-mem.h"
 
 /*

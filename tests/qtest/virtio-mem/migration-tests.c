@@ -1,0 +1,235 @@
+/*
+ * QTest testcases for virtio-mem: migration
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "checks.h"
+#include "failures.h"
+#include "listeners.h"
+#include "migration.h"
+#include "steps.h"
+#include "tests.h"
+
+/* A request that fails because of a migration leaves all as it is. */
+static void test_busy_while_migrating(const TestCase *test)
+{
+    TestVM *vm = vm_start(test);
+    Model *model = vm_model(vm, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+    g_autofree char *status = NULL;
+    uint16_t state;
+
+    request_size(vm, 0, 2 * GiB);
+    assert_ack(plug_at(vm, 0, addr, 4));
+
+    /* Too slow to be over before we are; anything below 10 means no limit. */
+    qtest_qmp_assert_success(vm->qts,
+                             "{ 'execute': 'migrate-set-parameters',"
+                             " 'arguments': { 'max-bandwidth': 1000 } }");
+    qtest_qmp_assert_success(vm->qts,
+                             "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': 'exec:cat >/dev/null' } }");
+    model->busy = BUSY_ALWAYS;
+    wait_for_migration_status(vm, "active");
+    /* Dirty logging was turned on, for which memslots change their flags. */
+    vm_skip_changes(vm);
+
+    assert_busy(plug_at(vm, 0, addr + 4 * block, 1));
+    assert_busy(plug_at(vm, 0, addr + 1 * GiB, 1));
+    assert_busy(unplug_at(vm, 0, addr, 1));
+    assert_busy(unplug_at(vm, 0, addr, 4));
+    assert_busy(unplug_all(vm, 0));
+    assert_error(plug_at(vm, 0, addr, 1));
+    assert_error(unplug_at(vm, 0, addr + 1 * GiB, 1));
+    assert_ack(state_at(vm, 0, addr, 4, &state));
+    g_assert_cmpint(state, ==, VIRTIO_MEM_STATE_PLUGGED);
+    /* The usable region may grow, but not shrink. */
+    request_size(vm, 0, 3 * GiB);
+    request_size(vm, 0, 0);
+    system_reset(vm);
+    g_assert_cmphex(model_plugged_size(model), ==, 4 * block);
+
+    status = migration_status(vm);
+    g_assert_cmpstr(status, ==, "active");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_for_migration_status(vm, "cancelled");
+    model->busy = BUSY_NEVER;
+    vm_check(vm);
+
+    request_size(vm, 0, 2 * GiB);
+    assert_ack(unplug_at(vm, 0, addr, 4));
+    assert_ack(plug_at(vm, 0, addr + 1 * GiB, 1));
+    vm_stop(vm);
+}
+
+static void check_migration(const TestCase *test, bool to_multiple_memslots,
+                            const char *requested_before)
+{
+    const uint64_t pattern = 0x0123456789abcdef;
+    TestVM *from = vm_start_with(test, &test->config, 1, TESTDEV);
+    Model *model = vm_model(from, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+    g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
+    g_autofree char *extra_props = g_strdup_printf("requested-size=%s",
+                                                   requested_before);
+    DeviceConfig config = test->config;
+    TestVM *to;
+
+    request_size(from, 0, 3 * GiB - 512 * MiB);
+    assert_ack(plug_at(from, 0, addr, 3));
+    assert_ack(plug_at(from, 0, addr + 2 * GiB - block, 2));
+    assert_ack(unplug_at(from, 0, addr + block, 1));
+    qtest_writeq(from->qts, addr + 2 * block, pattern);
+    qtest_writeq(from->qts, addr + 2 * GiB, ~pattern);
+    migrate_to_file(from, path);
+
+    config.multiple_memslots = to_multiple_memslots;
+    config.first_memslot_size = 1 * GiB;
+    config.extra_props = extra_props;
+    to = boot_destination(test, &config, TESTDEV);
+    migrate_from_file(to, path);
+
+    device_init_migrated(to, &config, model);
+    vm_skip_changes(to);
+    vm_check(to);
+    check_listeners(to);
+    g_assert_cmphex(qtest_readq(to->qts, addr + 2 * block), ==, pattern);
+    g_assert_cmphex(qtest_readq(to->qts, addr + 2 * GiB), ==, ~pattern);
+
+    /* Life goes on. */
+    assert_ack(unplug_at(to, 0, addr + 2 * GiB - block, 1));
+    assert_ack(plug_at(to, 0, addr + 1 * GiB, 2));
+    check_listeners(to);
+    assert_ack(unplug_all(to, 0));
+    check_listeners(to);
+
+    vm_stop(to);
+    vm_stop(from);
+}
+
+static void test_migration(const TestCase *test)
+{
+    int to_multiple;
+
+    for (to_multiple = 0; to_multiple < 2; to_multiple++) {
+        /* Less than what is about to arrive, or more */
+        check_migration(test, to_multiple, "0");
+        check_migration(test, to_multiple, "4G");
+    }
+}
+
+/* A listener that can't take what is plugged must not go unheard. */
+static void test_migration_refused(const TestCase *test)
+{
+    TestVM *from = vm_start(test);
+    Model *model = vm_model(from, 0);
+    g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
+    g_autofree char *extra_args = NULL;
+    g_autofree char *uri = g_strdup_printf("exec:cat %s", path);
+    TestVM *to;
+
+    request_size(from, 0, model->region_size);
+    assert_ack(plug_at(from, 0, model->addr + 1 * GiB - model->block_size, 2));
+    migrate_to_file(from, path);
+
+    extra_args = g_strdup_printf(TESTDEV ",max-populated=%" PRIu64,
+                                 model->block_size);
+    to = boot_destination(test, &test->config, extra_args);
+    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_set_expected_status(to->qts, EXIT_FAILURE);
+    wait_for_exit(to);
+
+    vm_stop(to);
+    vm_stop(from);
+}
+
+static void check_migration_size(const TestCase *test, uint64_t plugged)
+{
+    TestVM *vm = vm_start(test);
+    Model *model = vm_model(vm, 0);
+    g_autofree char *path = g_build_filename(vm->tmpdir, "state", NULL);
+
+    request_size(vm, 0, plugged ? model->region_size : 0);
+    if (plugged) {
+        assert_ack(plug_at(vm, 0, model->addr + 2 * GiB - plugged / 2,
+                           plugged / model->block_size));
+    }
+    migrate_to_file(vm, path);
+    g_assert_cmphex(migrated_size(vm), >=, BOOT_RAM_SIZE + plugged);
+    g_assert_cmphex(migrated_size(vm), <,
+                    BOOT_RAM_SIZE + plugged + arch->other_ram);
+    vm_stop(vm);
+}
+
+/* Unplugged memory is not sent, whether any of the rest is mapped or not. */
+static void test_migration_size(const TestCase *test)
+{
+    check_migration_size(test, 0);
+    check_migration_size(test, 128 * MiB);
+}
+
+/* A destination that can't give back what is unplugged is not to go on. */
+static void test_migration_discard_fails(const TestCase *test)
+{
+    const char *call = discard_calls(&test->config)[0];
+    g_autofree char *path = NULL;
+    g_autofree char *uri = NULL;
+    Model *model;
+    unsigned int nth;
+    TestVM *from, *to;
+
+    if (!can_fail_calls()) {
+        return;
+    }
+
+    from = vm_start_with(test, &test->config, 1, TESTDEV);
+    model = vm_model(from, 0);
+    path = g_build_filename(from->tmpdir, "state", NULL);
+    uri = g_strdup_printf("exec:cat %s", path);
+    request_size(from, 0, model->region_size);
+    assert_ack(plug_at(from, 0, model->addr + 1 * GiB - model->block_size, 2));
+    migrate_to_file(from, path);
+
+    /* Two ranges are unplugged, and there is one call for each. */
+    for (nth = 0; nth < 2; nth++) {
+        to = boot_destination(test, &test->config, TESTDEV);
+        fail_calls(to, "%s %d %u", call, EIO, nth);
+        qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
+                                 " 'arguments': { 'uri': %s } }", uri);
+        qtest_set_expected_status(to->qts, EXIT_FAILURE);
+        wait_for_exit(to);
+        expect_stderr(to, "(-5)");
+        vm_stop(to);
+    }
+
+    to = boot_destination(test, &test->config, TESTDEV);
+    fail_calls(to, "%s %d 2", call, EIO);
+    migrate_from_file(to, path);
+    device_init_migrated(to, &test->config, model);
+    vm_skip_changes(to);
+    vm_check(to);
+    check_listeners(to);
+    vm_stop(to);
+    vm_stop(from);
+}
+
+static const TestGroup groups[] = {
+    { "busy-while-migrating", test_busy_while_migrating, basic_configs },
+    { "migration", test_migration, basic_configs,
+      .all_machines = true, .late_too = true },
+    { "migration-refused", test_migration_refused, basic_configs,
+      .late_too = true },
+    { "migration-size", test_migration_size, basic_configs },
+    { "migration-discard-fails", test_migration_discard_fails,
+      basic_configs, .late_too = true },
+    { }
+};
+
+void add_migration_tests(void)
+{
+    add_tests(groups);
+}
