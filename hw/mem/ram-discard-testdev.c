@@ -23,8 +23,7 @@
  *   double-discard to be set at the start: we may be told to discard what is
  *                  not populated, as VFIO may be
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

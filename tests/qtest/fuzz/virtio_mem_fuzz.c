@@ -4,8 +4,7 @@
  * Runs programs of virtio-mem/ops.c within QEMU. There is no fork for each of
  * them, as they all start from the same state.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

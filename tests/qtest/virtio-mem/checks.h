@@ -1,8 +1,7 @@
 /*
  * What QEMU shows of virtio-mem devices, compared with their models
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_CHECKS_H

@@ -4,8 +4,7 @@
  * See memory-preload.c and kvm-preload.c, which every VM of these tests loads
  * if they were built.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_FAILURES_H

@@ -10,8 +10,7 @@
  * A test is a function that gets the device that it is to be run with. Each
  * subject has a file with its tests and a table of them, see tests.h.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_FRAMEWORK_H

@@ -1,8 +1,7 @@
 /*
  * Memory of the host that virtio-mem devices use
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_HOST_MEMORY_H

@@ -1,8 +1,7 @@
 /*
  * Migration of virtual machines with virtio-mem devices
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_MIGRATION_H

@@ -4,8 +4,7 @@
  * What the device has to do is said once more here, as plainly as possible:
  * tests compare what the device does with what the model says.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_MODEL_H

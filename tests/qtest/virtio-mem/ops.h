@@ -9,8 +9,7 @@
  * A fuzzer makes such programs up and runs them within QEMU, a qtest runs those
  * that are worth keeping.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_OPS_H

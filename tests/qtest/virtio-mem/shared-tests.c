@@ -5,8 +5,7 @@
  * same file, and what is in there is not sent. The destination must not discard
  * any of it, not even if it fails: the source goes on.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

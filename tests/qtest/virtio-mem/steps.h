@@ -3,8 +3,7 @@
  *
  * Each does something, has the model do the same, and compares.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_VIRTIO_MEM_STEPS_H
