@@ -60,7 +60,7 @@ distclean:
 	rm -rf build build-aarch64 build-sanitizers build-fuzz
 
 # The directories of tests change when a test comes or goes.
-build/build.ninja: configure meson.build meson_options.txt $(wildcard patches/* tests/*)
+build/build.ninja: configure meson.build meson_options.txt $(wildcard patches patches/* patches/*/* tests/*)
 	./configure --again
 
 .PHONY: all demo docs bench bench-page check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean

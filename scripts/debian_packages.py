@@ -4,13 +4,14 @@ Debian packages, downloaded and unpacked without installing them.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import functools
 import os
 import re
-import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import List, Optional, Sequence
+
+import debian_sources
 
 # A version that satisfies whoever depends on some version or a later one
 NEWEST = '99:1'
@@ -28,45 +29,26 @@ class DebianPackages:
     in @state. A fresh container image has no lists, old lists name packages
     that are gone from the server.
 
-    With a @suite, "bookworm-backports" say, packages come from there if it
-    has them. It is expected wherever the system gets "bookworm" from, so the
-    system need not be set up for it.
+    With a @suite, "trixie" or "bookworm-backports" say, packages come from
+    there, or from that release if backports do not have them. The system need
+    not be set up for it: it is expected at the mirrors that are the system's.
+    With @types="deb-src", source packages do.
     """
 
-    def __init__(self, state: Path, suite: Optional[str] = None) -> None:
+    def __init__(self, state: Path, suite: Optional[str] = None,
+                 types: str = 'deb') -> None:
         self._state = state.resolve()
-        self._private = False
         self._suite = suite
+        self._private = suite is not None
         if suite is not None:
-            self._add_sources(suite)
+            release = suite.partition('-')[0]
+            debian_sources.write(
+                self._sources(),
+                list(dict.fromkeys([*debian_sources.all_pockets(release),
+                                    suite])), types)
 
     def _sources(self) -> Path:
         return self._state / 'sources'
-
-    def _add_sources(self, suite: str) -> None:
-        """Keep the system's sources, add the same ones for a suite."""
-        places = dict(line.split('=', 1) for line in subprocess.run(
-            ['apt-config', 'shell', 'LIST', 'Dir::Etc::sourcelist/f',
-             'PARTS', 'Dir::Etc::sourceparts/d'], text=True, check=True,
-            stdout=subprocess.PIPE).stdout.splitlines())
-        files = [Path(shlex.split(places['LIST'])[0])]
-        directory = Path(shlex.split(places['PARTS'])[0])
-        self._sources().mkdir(parents=True)
-        for kind in ('*.list', '*.sources'):
-            for file in sorted(directory.glob(kind)):
-                files.append(file)
-                shutil.copy(file, self._sources())
-        base = re.escape(suite.partition('-')[0])
-        for file in files:
-            if not file.is_file():
-                continue
-            # Whatever else an entry says (keys, components) holds for this
-            # suite, too.
-            text, count = re.subn(rf'(?<=\s){base}(?=\s|$)', suite,
-                                  file.read_text(encoding='utf-8'))
-            if count:
-                copy = self._sources() / f'{suite}-{file.name}'
-                copy.write_text(text, encoding='utf-8')
 
     def _options(self) -> List[str]:
         state = self._state
@@ -79,10 +61,15 @@ class DebianPackages:
                    # Nothing of the system's is going to be written to.
                    'Debug::NoLocking=true']
         if self._private:
-            options.append(f'Dir::State::lists={state}/lists')
+            options += [f'Dir::State::lists={state}/lists',
+                        'Dir::Cache::pkgcache=', 'Dir::Cache::srcpkgcache=']
         if self._suite is not None:
-            options += [f'Dir::Etc::sourceparts={self._sources()}',
-                        f'APT::Default-Release={self._suite}']
+            # Backports are only taken when they are asked for. To ask for a
+            # release would put it before its own updates.
+            default = self._suite if '-' in self._suite else ''
+            options += ['Dir::Etc::sourcelist=/dev/null',
+                        f'Dir::Etc::sourceparts={self._sources()}',
+                        f'APT::Default-Release={default}']
         return [word for option in options for word in ('-o', option)]
 
     def _run(self, program: str, *arguments: str,
@@ -93,16 +80,18 @@ class DebianPackages:
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               check=False)
 
-    def update(self) -> None:
-        """Get fresh lists of packages."""
+    def update(self) -> str:
+        """Get fresh lists of packages; returns what apt complains of."""
         self._private = True
         # One broken repository of several is no reason to fail: what is
         # wanted may be in another.
-        result = self._run('apt-get', 'update')
-        if not list((self._state / 'lists').glob('*_Packages*')):
+        complaints = self._run('apt-get', 'update').stderr.strip()
+        if not list((self._state / 'lists').glob('*_*_*')):
+            where = f' of {self._suite}' if self._suite else ''
             raise PackageError(
-                'cannot get the lists of Debian packages; check the network '
-                f'and the system\'s apt sources:\n{result.stderr.strip()}')
+                f'cannot get the lists of Debian packages{where}; check the '
+                f'network and the system\'s apt sources:\n{complaints}')
+        return complaints
 
     def versions(self, package: str) -> List[str]:
         """The versions of a package on offer, newest first."""
@@ -110,6 +99,13 @@ class DebianPackages:
         found = [line.split('|')[1].strip() for line in output.splitlines()
                  if '|' in line and line.split('|')[2].strip() != '']
         return list(dict.fromkeys(found))
+
+    def source_versions(self, package: str) -> List[str]:
+        """The versions of a source package on offer, newest first."""
+        output = self._run('apt-cache', 'showsrc', '--only-source',
+                           package).stdout
+        return newest_first(re.findall(r'^Version: (\S+)$', output,
+                                       re.MULTILINE))
 
     def depends(self, package: str) -> List[str]:
         """Names of the packages that a package depends on."""
@@ -128,6 +124,16 @@ class DebianPackages:
         if result.returncode:
             raise PackageError(f'cannot download {" ".join(packages)}:\n'
                                f'{result.stderr.strip()}')
+
+    def download_source(self, package: str, version: str,
+                        directory: Path) -> None:
+        """Download a source package; what is there already is kept."""
+        result = self._run('apt-get', 'source', '--only-source',
+                           '--download-only', f'{package}={version}',
+                           cwd=str(directory))
+        if result.returncode:
+            raise PackageError(f'cannot download the source of {package} '
+                               f'{version}:\n{result.stderr.strip()}')
 
     def missing_for(self, package: str) -> List[str]:
         """
@@ -160,6 +166,18 @@ class DebianPackages:
         return [f'{name}={version}' for name, version in
                 re.findall(r'^Inst (\S+) (?:\[\S+\] )?\((\S+)',
                            result.stdout, re.MULTILINE)]
+
+
+def is_newer(version: str, other: str) -> bool:
+    """Whether one version of a package is newer than another one."""
+    return subprocess.run(['dpkg', '--compare-versions', version, 'gt',
+                           other], check=False).returncode == 0
+
+
+def newest_first(versions: Sequence[str]) -> List[str]:
+    """Versions of a package in their order, each once."""
+    return sorted(set(versions), reverse=True, key=functools.cmp_to_key(
+        lambda one, other: is_newer(one, other) - is_newer(other, one)))
 
 
 def unpack(downloads: Path, root: Path) -> None:

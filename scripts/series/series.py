@@ -223,6 +223,18 @@ def topic_of(name: str) -> str:
     return topic
 
 
+def offsets_in(said: str) -> str:
+    """From what git apply says, which hunks landed elsewhere."""
+    places: list[str] = []
+    path = ""
+    for line in said.splitlines():
+        if match := re.match(r"Checking patch (?:.* => )?(.*)\.\.\.$", line):
+            path = match[1]
+        elif match := re.search(r"\(offset (-?\d+) lines?\)", line):
+            places.append(f"{path} {int(match[1]):+}")
+    return ", ".join(dict.fromkeys(places))
+
+
 class Series:
     """The series of the repository at `root`."""
 
@@ -232,6 +244,9 @@ class Series:
         self.list = self.patches / "series"
         self.qemu = root / "build" / "qemu"
         self.git = Git(self.qemu)
+        # What apply() has to tell of patches that are not quite where they
+        # were made for
+        self.offsets: dict[str, str] = {}
 
     @classmethod
     def of_this_repository(cls) -> Series:
@@ -268,6 +283,7 @@ class Series:
         """Commit each patch on top of `base`; returns the last commit."""
         base = self.git.run("rev-parse", f"{base}^{{commit}}")
         tip = base
+        self.offsets.clear()
         with self.git.index(base) as index:
             for patch in self.parse():
                 tip = self._apply_one(index, patch, tip)
@@ -275,11 +291,15 @@ class Series:
 
     def _apply_one(self, index: Index, patch: Patch, parent: str) -> str:
         if patch.diff:
-            done = index.attempt("apply", "--cached", "--whitespace=nowarn",
-                                 "-", stdin=patch.diff)
+            # git apply takes all lines of context to be there as they are.
+            done = index.attempt("apply", "--cached", "--verbose",
+                                 "--whitespace=nowarn", "-", stdin=patch.diff)
+            said = done.stderr.decode()
             if done.returncode:
-                raise SeriesError(self._misfit(
-                    patch, done.stderr.decode(), self.version(parent)))
+                raise SeriesError(self._misfit(patch, said,
+                                               self.version(parent)))
+            if offsets := offsets_in(said):
+                self.offsets[patch.name] = offsets
         present = self.git.entries(parent)
         for path in patch.adds:
             if path in present:
@@ -403,6 +423,7 @@ class Series:
         # Else git takes every file for changed, as its index knows no times.
         git.attempt("update-index", "-q", "--refresh")
         builder.move_to(tip)
+        self.offsets = builder.offsets
         source.rename(self.qemu)
 
     def import_tree(self, source: Path, origin: str) -> str:
@@ -417,6 +438,19 @@ class Series:
         author = Author("configure", "configure@localhost", "@0 +0000")
         return self.git.commit_tree(tree, [], author,
                                     f"QEMU {version}\n\nSource: {origin}\n")
+
+    def tested_with(self) -> str:
+        """The version of Debian's package that all tests passed with."""
+        file = self.patches / "tested-with"
+        return file.read_text().strip() if file.is_file() else ""
+
+    def is_tested(self) -> bool:
+        """Whether that is the source which is in build/qemu."""
+        package = self.origin().removeprefix("Debian qemu ")
+        if package != self.origin():
+            return package == self.tested_with()
+        upstream = re.sub(r"^\d+:|[+~-].*$", "", self.tested_with())
+        return self.version() == upstream
 
     def origin(self) -> str:
         return self.git.run("show", "-s", "--format=%b", PRISTINE

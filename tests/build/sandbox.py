@@ -30,6 +30,8 @@ LINES = [f"line {number}\n" for number in range(1, 41)]
 
 CONFIGURE = r"""#!/bin/sh
 src=$(cd "$(dirname "$0")" && pwd)
+echo "$PYTHONPATH" > python-path
+mkdir -p pyvenv/lib/python3/site-packages
 {
     printf 'rule copy\n command = mkdir -p $$(dirname $out) && '
     printf 'cp $in $out && chmod +x $out\n'
@@ -114,7 +116,8 @@ class SandboxTest(unittest.TestCase):
         for name in MACHINERY:
             if (REPOSITORY / name).is_dir():
                 shutil.copytree(REPOSITORY / name, self.root / name,
-                                ignore=shutil.ignore_patterns("__pycache__"))
+                                ignore=shutil.ignore_patterns(
+                                    "__pycache__", "memslots-top"))
             else:
                 shutil.copy2(REPOSITORY / name, self.root / name)
         self.source = tiny_qemu(self.scratch / "qemu-10.0.99")

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
 from sandbox import (FIRST, SECOND, SandboxTest, diff_of_line, mail, tiny_qemu,
                      write)
-
-# Nobody listens there.
-UNREACHABLE = "http://127.0.0.1:9/debian"
 
 
 def as_nobody(build: Path) -> list[str]:
@@ -60,16 +56,33 @@ class Configure(SandboxTest):
         self.assertTrue((self.build / "build.ninja").is_file())
 
     def test_unknown_option(self) -> None:
-        self.fail_with(["unknown option '--enable-everything'", "--help"],
-                       "./configure", "--enable-everything")
+        self.fail_with(["unknown option '--everything'", "--help"],
+                       "./configure", "--everything")
         self.assertFalse(self.build.exists())
+
+    def test_options_of_qemus_own_configure(self) -> None:
+        options = ["--enable-gnutls", "--disable-tcg", "--without-default-x",
+                   "--with-suffix=q u"]
+        self.configure(*options)
+        arguments = self.build / "qemu-configure-arguments"
+        first = arguments.read_text().splitlines()
+        self.assertEqual(first[-len(options):], options)
+        self.assertIn("--enable-tcg", first)
+        state = self.build / "qemu-build" / "configured"
+        before = state.stat().st_mtime_ns
+        self.succeed("./configure", "--again")
+        self.assertEqual(arguments.read_text().splitlines(), first)
+        self.assertEqual(state.stat().st_mtime_ns, before)
+        self.configure()
+        self.assertNotIn("--disable-tcg", arguments.read_text())
 
     def test_help_names_each_option(self) -> None:
         text = self.succeed("./configure", "--help")
         for option in ("--qemu-src", "--target-list", "--prefix", "--cc",
                        "--enable-debug", "--enable-sanitizers",
                        "--enable-fuzzing", "--build-dir", "--install-deps",
-                       "--again"):
+                       "--again", "--enable-X", "--disable-X", "--with-X",
+                       "--without-X"):
             self.assertIn(option, text)
 
     def test_options_reach_qemu_and_are_remembered(self) -> None:
@@ -150,11 +163,41 @@ class Configure(SandboxTest):
         self.configure()
 
     def test_hunk_at_an_offset_applies(self) -> None:
+        self.assertNotIn("offset", self.configure())
         core = self.source / "hw" / "mem" / "core.c"
         write(core, "more\n" * 7 + core.read_text())
-        self.configure()
+        self.assertIn(f"patches/{FIRST} fits at an offset of lines: "
+                      "hw/mem/core.c +7\n", self.configure())
         self.assertIn("second\n",
                       (self.qemu / "hw" / "mem" / "core.c").read_text())
+
+    def test_hunk_does_not_apply_with_fuzz(self) -> None:
+        core = self.source / "hw" / "mem" / "core.c"
+        # The outermost line of context, which patch would do without
+        write(core, core.read_text().replace("line 27\n", "line 2.7\n"))
+        self.fail_with([f"patches/{SECOND}", "hw/mem/core.c"],
+                       "./configure", f"--qemu-src={self.source}")
+
+    def test_patch_that_is_in_no_folder(self) -> None:
+        write(self.root / "patches" / "series", "0001-mem-first.patch\n")
+        self.fail_with(["names 0001-mem-first.patch",
+                        "TOPIC/NNNN-NAME.patch"],
+                       "./configure", f"--qemu-src={self.source}")
+
+    def test_topics_that_interleave(self) -> None:
+        text = mail("mem: more", diff_of_line(20, "more"))
+        self.write_series({FIRST: "", "other/0001.patch": text, SECOND: ""})
+        self.fail_with([f"patches/{SECOND} is of the topic core",
+                        "keep all of a topic together"],
+                       "./configure", f"--qemu-src={self.source}")
+
+    def test_says_what_it_was_tested_with(self) -> None:
+        tested = self.root / "patches" / "tested-with"
+        write(tested, "1:10.0.99+ds-1+deb13u1\n")
+        self.assertNotIn("tested with", self.configure())
+        write(tested, "1:10.0.9+ds-1+deb13u1\n")
+        self.assertIn("last tested with another version, "
+                      "1:10.0.9+ds-1+deb13u1\n", self.configure())
 
     def test_patch_names_a_missing_file(self) -> None:
         (self.root / "hw" / "mem" / "new.c").unlink()
@@ -209,8 +252,9 @@ class AnotherBuild(SandboxTest):
         self.succeed("./configure", "--build-dir=build-other",
                      "--enable-sanitizers")
         self.assertEqual((other / "qemu").resolve(), self.qemu)
-        self.assertIn("--enable-sanitizers", self.options(other))
-        self.assertNotIn("--enable-sanitizers", self.options(self.build))
+        for option in ("--enable-asan", "--enable-ubsan"):
+            self.assertIn(option, self.options(other))
+            self.assertNotIn(option, self.options(self.build))
         write(self.qemu / "VERSION", "10.0.1234\n")
         self.succeed("ninja", "-C", "build-other")
         self.assertEqual((other / "qemu-system-x86_64").read_text(),
@@ -241,82 +285,6 @@ class AnotherBuild(SandboxTest):
             *as_nobody(self.build), "./configure", f"--qemu-src={self.source}",
             "--enable-fuzzing", "--cc=clang-of-nobody")
         self.assert_not_half_made()
-
-
-class Apt(SandboxTest):
-    """Debian's source package, through apt with its own configuration."""
-
-    def apt_config(self, entry: str) -> dict[str, str]:
-        write(self.scratch / "sources.list", entry)
-        write(self.scratch / "apt.conf",
-              f'Dir::Etc::sourcelist "{self.scratch}/sources.list";\n'
-              'Dir::Etc::sourceparts "/dev/null";\n'
-              'Acquire::Retries "0";\n')
-        return {"APT_CONFIG": str(self.scratch / "apt.conf")}
-
-    def test_no_network(self) -> None:
-        env = self.apt_config(f"deb {UNREACHABLE} bookworm main\n")
-        self.fail_with(["apt offers no source of qemu", "127.0.0.1",
-                        "Check the network", "--qemu-src"],
-                       "./configure", env=env)
-        self.assert_not_half_made()
-        self.configure()
-
-    def test_wrong_checksum(self) -> None:
-        repository = self.scratch / "debian-mirror"
-        repository.mkdir()
-        orig = repository / "qemu_7.2+dfsg.orig.tar.xz"
-        with tarfile.open(orig, "w:xz") as archive:
-            archive.add(self.source, "qemu-10.0.99")
-        source = self.scratch / "package" / "qemu-7.2+dfsg"
-        shutil.copytree(self.source, source, symlinks=True)
-        shutil.rmtree(source / "debian")
-        write(source / "debian" / "source" / "format", "3.0 (quilt)\n")
-        write(source / "debian" / "control",
-              "Source: qemu\nMaintainer: Ann Author <ann@x.org>\n\n"
-              "Package: qemu\nArchitecture: all\nDescription: tiny\n")
-        write(source / "debian" / "changelog",
-              "qemu (1:7.2+dfsg-1) stable; urgency=low\n\n  * Tiny.\n\n"
-              " -- Ann Author <ann@x.org>  Thu, 20 Feb 2020 20:20:20 +0100\n")
-        shutil.copy(orig, source.parent)
-        subprocess.run(["dpkg-source", "-b", source.name], cwd=source.parent,
-                       check=True, capture_output=True)
-        for file in source.parent.glob("qemu_*"):
-            shutil.copy(file, repository)
-        with open(repository / "Sources", "w", encoding="utf-8") as index:
-            subprocess.run(["dpkg-scansources", "."], cwd=repository,
-                           stdout=index, stderr=subprocess.DEVNULL, check=True)
-        write(repository / "Packages", "")
-        env = self.apt_config(f"deb [trusted=yes] file:{repository} ./\n")
-        self.fail_with([str(self.build / "dl" / orig.name), "SHA-256",
-                        "91aca71520040edc40b8d437aa3004da"],
-                       "./configure", env=env)
-        self.assert_not_half_made()
-
-    def test_entries_are_derived(self) -> None:
-        env = self.apt_config(
-            "# deb http://commented.example bookworm main\n"
-            "deb [arch=amd64 signed-by=/k.gpg] http://a.example/d b main c\n"
-            "deb cdrom:[Debian]/ bookworm main\n")
-        parts = self.scratch / "parts"
-        write(parts / "debian.sources",
-              "Types: deb deb-src\nURIs: http://b.example/d\nSuites: s s-up\n"
-              "Components: main\nArchitectures: amd64\nSigned-By:\n"
-              " -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n\n"
-              "Enabled: no\nTypes: deb\nURIs: http://off.example/d\n"
-              "Suites: s\nComponents: main\n")
-        config = (self.scratch / "apt.conf").read_text()
-        write(self.scratch / "apt.conf",
-              config.replace("/dev/null", f"{parts}"))
-        self.succeed("scripts/series/deb-src", "out", env=env)
-        written = "".join(f.read_text() for f in
-                          sorted((self.root / "out").iterdir()))
-        self.assertEqual(
-            written,
-            "deb-src [signed-by=/k.gpg] http://a.example/d b main c\n"
-            "Types: deb-src\nUris: http://b.example/d\nSuites: s s-up\n"
-            "Components: main\nSigned-By: \n"
-            " -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n")
 
 
 class SecondRun(SandboxTest):

@@ -218,6 +218,71 @@ class Format(SandboxTest):
         self.assertEqual((tree / "hw/mem/core.c").read_text(),
                          (self.qemu / "hw/mem/core.c").read_text())
 
+    def test_topics_are_mailed_one_by_one(self) -> None:
+        for number, topic in ((20, "other"), (25, "vhost-user")):
+            self.edit_core(number, topic)
+            self.commit(f"mem: {topic}", topic=topic)
+            write(self.root / "patches" / topic / "cover-letter.txt",
+                  f"mem: letter of {topic}\n\nText of {topic}.\n")
+        self.succeed(EXPORT)
+        out = self.succeed(FORMAT)
+        self.assertIn("build/series/other: 1 patches and a cover letter", out)
+        series = self.build / "series"
+        self.assertEqual([str(file.relative_to(series))
+                          for file in sorted(series.rglob("*.patch"))],
+                         ["core/0000-cover-letter.patch", FIRST, SECOND,
+                          "other/0000-cover-letter.patch",
+                          "other/0001-mem-other.patch",
+                          "vhost-user/0000-cover-letter.patch",
+                          "vhost-user/0001-mem-vhost-user.patch"])
+        letter = (series / "vhost-user/0000-cover-letter.patch").read_text()
+        self.assertIn("Subject: [PATCH 0/1] mem: letter of vhost-user\n",
+                      letter)
+        self.assertIn("Text of vhost-user.\n\nBased on QEMU 10.0.99 and, in "
+                      "this order, core, other.\n", letter)
+        self.assertIn("1 file changed", letter)
+
+    def fix_twice(self, number: int, other: int) -> None:
+        """Two patches of the topic that has to consist of such as stand alone,
+        first of all."""
+        self.git("reset", "--quiet", "--hard", "debian^{}")
+        for line, name in ((number, "one"), (other, "two")):
+            self.edit_core(line, name)
+            self.commit(f"mem: fix {name}", topic="fixes")
+        self.cover = self.root / "patches" / "fixes" / "cover-letter.txt"
+        write(self.cover, "mem: fixes\n\nAll alone.\n")
+        self.succeed(EXPORT)
+        (self.root / "hw" / "mem" / "new.c").unlink()
+
+    def test_fixes_stand_alone(self) -> None:
+        self.fix_twice(20, 27)
+        self.succeed(FORMAT)
+
+    def test_fixes_that_do_not(self) -> None:
+        self.fix_twice(20, 22)
+        out = self.fail_with(["fixes/0002-mem-fix-two.patch",
+                              "hw/mem/core.c:19", "do not apply alone"],
+                             FORMAT)
+        self.assertNotIn("0001", out)
+        write(self.cover, "mem: fixes\n\nAll alone, but that patch 2\nneeds "
+              "patch 1.\n")
+        self.succeed(FORMAT)
+
+    def test_stat(self) -> None:
+        self.edit_core(20, "two\nlines")
+        write(self.qemu / "tests" / "README", "tests\n\nof it\n")
+        self.commit("mem: third", topic="other")
+        self.assertEqual(self.succeed(FORMAT, "--stat").splitlines(),
+                         ["Lines added to QEMU's own files",
+                          "     4  hw/mem/core.c", "     2  tests/README",
+                          "     6  in 2 files"])
+        self.edit_core(20, "many\n" * 994)
+        self.succeed(FORMAT, "--stat")
+        self.commit("mem: fourth", topic="other")
+        self.fail_with(["  1000  in 2 files", "too many lines",
+                        "1000 to QEMU's own files, where 999 are the most"],
+                       FORMAT, "--stat")
+
     def test_is_the_same_each_time(self) -> None:
         def mails() -> dict[Path, bytes]:
             return {file: file.read_bytes()
