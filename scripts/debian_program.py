@@ -53,6 +53,10 @@ class DebianProgram:
         """Arguments with which it ends at once, successfully if it works."""
         return ['--version']
 
+    def companions(self) -> 'List[DebianProgram]':
+        """Others, in the same packages or in those that these need."""
+        return []
+
     def packages(self, packages: DebianPackages) -> List[str]:
         """Package=version of all that has to be downloaded."""
         return packages.missing_for(self.newest(packages, self.package))
@@ -110,10 +114,11 @@ def _get(program: DebianProgram, directory: Path, work: Path) -> None:
     unpack(downloads, root)
     shutil.rmtree(directory / 'root', ignore_errors=True)
     root.rename(directory / 'root')
-    _write_wrapper(program, directory / 'root', work / program.name)
-    _check(program, work / program.name)
-    # Last, as its being there means that all is there.
-    (work / program.name).rename(directory / program.name)
+    # The program last, as its being there means that all is there.
+    for one in (*program.companions(), program):
+        _write_wrapper(one, directory / 'root', work / one.name)
+        _check(one, work / one.name)
+        (work / one.name).rename(directory / one.name)
 
 
 def main(program: DebianProgram, description: str,
@@ -123,7 +128,8 @@ def main(program: DebianProgram, description: str,
     parser.add_argument('directory', type=Path, help='where it is to be')
     directory: Path = parser.parse_args(arguments).directory.resolve()
 
-    if (directory / program.name).exists():
+    if all((directory / one.name).exists()
+           for one in (*program.companions(), program)):
         return 0
     directory.mkdir(parents=True, exist_ok=True)
     print(f'Getting Debian\'s {program.name} {program.version}'.rstrip(),

@@ -60,6 +60,11 @@ def stock_qemu() -> str:
                / 'qemu-system-x86_64')
 
 
+def stock_storage_daemon() -> str:
+    """The storage daemon that comes with it."""
+    return str(Path(stock_qemu()).with_name('qemu-storage-daemon'))
+
+
 def emulator() -> str:
     """
     What emulates the machine that the QEMU to be tested runs in: that itself,
