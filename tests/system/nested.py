@@ -387,7 +387,8 @@ class NestedMachine:
         for event, arguments in re.findall(
                 r'^(vhost_commit|vhost_region_\w+) (.*)$', self.log(), re.M):
             if event == 'vhost_commit':
-                table, regions = regions, []
+                # Memory devices that are seen as a whole come last.
+                table, regions = sorted(regions), []
                 continue
             numbers = [int(number, 16)
                        for number in re.findall(r'0x([0-9a-f]+)', arguments)]

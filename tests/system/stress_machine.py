@@ -7,6 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import copy
 import functools
+import itertools
 import random
 import re
 import struct
@@ -14,7 +15,6 @@ import subprocess
 import tempfile
 import time
 import unittest
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional,
@@ -27,7 +27,7 @@ import mtree
 from drivers import Answer, VirtioBlk, VirtioMem
 from host_memory import files
 from stress_model import OK, PAGE, REFUSED, Device, Memory, Model, Step
-from vhost_backends import Block, TracedMachine
+from vhost_backends import Block, OldStorageDaemon, TracedMachine, joined
 from vm import MIB, Disagreement, Timeout, first_error, wait_until
 
 LISTENER = 'listener'
@@ -103,6 +103,11 @@ class Disk(Block):
             drivers.disk = self._driver
         self._driver = drivers.disk
         return self
+
+
+class OldDisk(Disk):
+    """One whose backend can hold few memory regions."""
+    kind = OldStorageDaemon
 
 
 class KVMView:
@@ -287,9 +292,10 @@ class Host:
                 agree('memslots reserved in KVM', holder['reserved'],
                       required - used)
         agree('vhost backends in query-memslots',
-              [(holder['id'], holder['coalesced'])
+              [(holder['id'], holder['whole-devices'])
                for holder in info['holders'] if holder['type'] == 'vhost'],
-              [(Disk.chardev, True)] if model.disk else [])
+              [(self.disk.chardev, self.disk.backend.is_whole())]
+              if self.disk else [])
 
     def _check_listener(self, model: Model) -> None:
         if self.listener:
@@ -299,23 +305,31 @@ class Host:
                   self.listener_property('populated'), model.plugged)
 
     def _check_backend(self, model: Model) -> None:
-        """The disk's backend has mapped each device and DIMM as a whole."""
+        """
+        The disk's backend has mapped what it is shown: each device as a
+        whole or its memslots, and each DIMM.
+        """
         assert self.disk is not None
         if self.drivers.disk is None:
             return
-        pid = self.machine.get_pid() or 0
-        used: 'Counter[int]' = Counter()
+        backend, pid = self.disk.backend, self.machine.get_pid() or 0
+        # What it has of each file of a size, which has no name
+        shown: Dict[int, List[List[Tuple[int, int]]]] = {}
         for device in model.devices:
-            used[device.properties.size] += bool(
-                device.properties.shared and device.mapped())
+            size = device.properties.size
+            if device.properties.shared:
+                shown.setdefault(size, []).append(
+                    [(0, size)] if backend.is_whole()
+                    else joined(device.mapped()))
         for dimm in model.dimms:
-            used[dimm.size] += dimm.shared
-        agree('sizes and numbers of mappings of the backend',
-              {size: [mapping.size
-                      for inode in files(pid, size)
-                      for mapping in self.disk.backend.mappings(inode)]
-               for size in used},
-              {size: [size] * count for size, count in used.items()})
+            if dimm.shared:
+                shown.setdefault(dimm.size, []).append([(0, dimm.size)])
+        agree('mappings of the backend, by size of files',
+              {size: sorted(joined((mapping.offset, mapping.size)
+                                   for mapping in backend.mappings(inode))
+                            for inode in files(pid, size))
+               for size in shown},
+              {size: sorted(ranges) for size, ranges in shown.items()})
 
     @property
     def dump(self) -> Path:
@@ -469,6 +483,7 @@ class RealMachine:
         self._dimms: List[Tuple[int, bool]] = []
         self._target: Optional[Host] = None
         self._postcopy = False
+        self._kinds = itertools.cycle((OldDisk, Disk))
         try:
             self._host = self._boot()
         except BaseException:
@@ -606,13 +621,13 @@ class RealMachine:
             self._address(f'vmem{index}', page), PAGE))
 
     def disk_attach(self) -> str:
-        """Plug the disk."""
-        disk = Disk(self._test, self._machine, self._disk)
+        """Plug a disk, of either kind in turn."""
+        disk = next(self._kinds)(self._test, self._machine, self._disk)
         try:
             disk.plug()
         except ExecuteError as error:
             see_migrating(error)
-            self._machine.cmd('chardev-remove', id=Disk.chardev)
+            self._machine.cmd('chardev-remove', id=disk.chardev)
             disk.backend.kill()
             return REFUSED
         self._host.disk = disk
@@ -681,6 +696,24 @@ class RealMachine:
                             'properties': properties})
         return OK
 
+    def device_remove(self) -> str:
+        """Unplug the virtio-mem device that was added last."""
+        index = len(self._added) - 1
+        name = f'vmem{index}'
+        try:
+            self._machine.cmd('device_del', id=name)
+        except ExecuteError as error:
+            if 'cannot get unplugged while' not in str(error):
+                see_migrating(error)
+            return REFUSED
+        self._machine.eject(SLOTS[index])
+        self._machine.event_wait('DEVICE_DELETED', timeout=30.0,
+                                 match={'data': {'device': name}})
+        self._machine.cmd('object-del', id=f'{name}-backend')
+        self._added.pop()
+        self._host.drivers.memory.pop(index, None)
+        return OK
+
     def dimm_add(self, size: int, shared: int) -> str:
         """Add a DIMM."""
         if not self._add(f'dimm{len(self._dimms)}', size, bool(shared),
@@ -737,7 +770,8 @@ class RealMachine:
         """Start a destination; one device of it may be a wrong one."""
         host = self._make_host()
         if self._host.disk is not None:
-            host.disk = Disk(self._test, host.machine, self._disk)
+            host.disk = type(self._host.disk)(self._test, host.machine,
+                                              self._disk)
             host.disk.add()
         shown = self._host.query()
         for index, (size, shared) in enumerate(self._dimms):

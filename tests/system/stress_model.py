@@ -396,6 +396,23 @@ class Model(State):
             multiple=bool(multiple)))
         return OK
 
+    def can_device_remove(self) -> bool:
+        """Whether there is one, and a driver that takes part."""
+        return bool(self.devices) and self.running
+
+    def device_remove(self) -> str:
+        """Unplug the virtio-mem device that was added last."""
+        device = self.devices[-1]
+        if (self.migrating or not device.properties.inaccessible
+                or device.plugged or device.requested):
+            return REFUSED
+        # Another one would have another address.
+        self.snapshots = {
+            name: snapshot for name, snapshot in self.snapshots.items()
+            if len(snapshot.devices) < len(self.devices)}
+        self.devices.pop()
+        return OK
+
     def can_dimm_add(self, *_: int) -> bool:
         """Whether there is room."""
         return len(self.dimms) < self.MAX_DIMMS

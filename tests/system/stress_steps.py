@@ -21,7 +21,7 @@ WEIGHTS = {
     'disk_in': 12, 'disk_out': 5, 'disk_attach': 6, 'disk_detach': 1,
     'request': 10, 'limit_listener': 2,
     'stop': 2, 'cont': 1, 'reset': 1,
-    'device_add': 2, 'dimm_add': 1.5, 'dimm_remove': 0.5,
+    'device_add': 2, 'device_remove': 2, 'dimm_add': 1.5, 'dimm_remove': 0.5,
     'migrate': 4, 'migrate_finish': 8, 'migrate_cancel': 2,
     'migrate_kill': 2, 'migrate_wrong': 1,
     'savevm': 2, 'loadvm': 3, 'dump': 1,
@@ -62,7 +62,8 @@ class Chooser:
             'write': self._page, 'disk_in': self._page,
             'disk_out': self._page, 'dimm_write': self._dimm_page,
             'request': self._request, 'limit_listener': self._limit,
-            'device_add': self._device, 'dimm_add': self._dimm,
+            'device_add': self._device, 'device_remove': self._removal,
+            'dimm_add': self._dimm,
             'dimm_remove': lambda _model: (self._flip(),),
             'migrate': self._migrate, 'migrate_wrong': self._wrong,
             'savevm': self._save, 'loadvm': self._snapshot,
@@ -237,6 +238,11 @@ class Chooser:
             size += 2 * block * self._random.randrange(GIB // (2 * block))
         return size, block, self._flip(), self._flip(), self._likely()
 
+    def _removal(self, model: Model) -> Arguments:
+        device = model.devices[-1]
+        return None if self._is_pointless(
+            not (device.plugged or device.requested)) else ()
+
     def _likely(self) -> int:
         return int(self._random.random() < 0.75)
 
@@ -273,8 +279,14 @@ INDEXED = {'plug', 'unplug', 'unplug_all', 'state', 'restart', 'malformed',
 
 
 def without_device(steps: Sequence[Step], index: int) -> List[Step]:
-    """The steps that are left to take without one of the devices."""
+    """
+    The steps that are left to take without one of the devices; all of them if
+    that cannot be told.
+    """
     left = []
+    if any(step.kind == 'device_remove' for step in steps):
+        # Which device one has removed depends on the outcome of others.
+        return list(steps)
     devices = 0
     for step in steps:
         first, rest = step.arguments[:1], step.arguments[1:]

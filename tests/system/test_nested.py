@@ -106,7 +106,7 @@ class NestedTestCase(unittest.TestCase):
             self.holders()['kvm'],
             {'type': 'kvm', 'limit': limit, 'used': used,
              'free': limit - used, 'reserved': reserved,
-             'shared-only': False, 'coalesced': False})
+             'shared-only': False, 'whole-devices': False})
 
     def check_vhost(self, limit: int, reserved: int) -> int:
         """
@@ -118,7 +118,7 @@ class NestedTestCase(unittest.TestCase):
             self.holders()[NET],
             {'type': 'vhost', 'id': NET, 'limit': limit, 'used': used,
              'free': limit - used, 'reserved': reserved,
-             'shared-only': False, 'coalesced': limit < HISTORICAL_MAX})
+             'shared-only': False, 'whole-devices': limit < HISTORICAL_MAX})
         return used
 
     def seen_by_vhost(self) -> List[Tuple[int, int]]:
@@ -181,11 +181,11 @@ class TestKvm(NestedTestCase):
 class TestVhost(NestedTestCase):
     """vhost-net takes 64 memory regions, or as many as it is told to."""
 
-    def add_vhost(self) -> Optional[str]:
+    def add_vhost(self, force: bool = True) -> Optional[str]:
         """Plug a vhost-net device: None, or the error if it is refused."""
         try:
             self.machine.cmd('netdev_add', type='tap', vhost=True,
-                             vhostforce=True, **TAP)
+                             vhostforce=force, **TAP)
         except ExecuteError as error:
             return str(error)
         return None
@@ -226,15 +226,16 @@ class TestVhost(NestedTestCase):
         HOST.limit_vhost(FEW_REGIONS)
         self.start(100 * GIB, vhost=True)
         self.assertEqual(self.machine.memslots(NAME), 100)
-        unplugged = self.check_vhost(FEW_REGIONS, 1)
+        regions = self.check_vhost(FEW_REGIONS, 0)
+        self.assertEqual(self.seen_by_vhost(), [(0, 100 * GIB)])
         for memslots in (1, 7, 100):
             self.map_memslots(memslots)
             self.check_memory_devices(memslots, 100 - memslots)
-            self.assertEqual(self.check_vhost(FEW_REGIONS, 0), unplugged + 1)
+            self.assertEqual(self.check_vhost(FEW_REGIONS, 0), regions)
             self.assertEqual(self.seen_by_vhost(), [(0, 100 * GIB)])
         self.unmap_all()
-        self.assertEqual(self.check_vhost(FEW_REGIONS, 1), unplugged)
-        self.assertEqual(self.seen_by_vhost(), [])
+        self.assertEqual(self.check_vhost(FEW_REGIONS, 0), regions)
+        self.assertEqual(self.seen_by_vhost(), [(0, 100 * GIB)])
 
     def test_after_device(self) -> None:
         """It may come when memory is plugged already, and go again."""
@@ -259,25 +260,16 @@ class TestVhost(NestedTestCase):
         self.start(100 * GIB)
         boot = self.boot_regions()
         HOST.limit_vhost(boot)
-        self.check_refused(self.add_vhost(), boot, boot, 1)
-        self.map_memslots(20)
         self.check_refused(self.add_vhost(), boot, boot + 1, 0)
+        self.map_memslots(20)
+        for force in (True, False):
+            self.check_refused(self.add_vhost(force), boot, boot + 1, 0)
         # Nothing is left of it, or the module could not be replaced.
         HOST.limit_vhost(boot + 1)
         self.assertIsNone(self.add_vhost())
         self.assertEqual(self.check_vhost(boot + 1, 0), boot + 1)
         self.map_memslots(100)
         self.assertEqual(self.check_vhost(boot + 1, 0), boot + 1)
-
-    def test_not_forced(self) -> None:
-        """Where QEMU can do without vhost, it does."""
-        # With a bus that takes a network card at run time.
-        self.start(100 * GIB, 'pc,smm=on')
-        HOST.limit_vhost(self.boot_regions())
-        self.machine.cmd('netdev_add', type='tap', vhost=True, **TAP)
-        self.assertEqual(list(self.holders()), ['kvm'])
-        self.machine.cmd('device_add', driver='virtio-net-pci',
-                         id='card', netdev=NET, romfile='')
 
 
 class TestLinux(NestedTestCase):

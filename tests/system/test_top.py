@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import environment
 from drivers import Answer, Machine, VirtioMem
-from vhost_backends import MAXMEM, Block
+from vhost_backends import MAXMEM, Block, OldBlock
 from vm import GIB, MIB, VirtualMachine, virtio_mem_arguments, wait_until
 
 SLOT = 5
@@ -157,6 +157,7 @@ class TestOnce(TopTest):
         machine = self.machine()
         path = add_qmp(machine)
         Block(self, machine).add()
+        OldBlock(self, machine).add()
         machine.launch()
         memory = VirtioMem(machine, SLOT)
         self.assertEqual(memory.plug(GIB, 2 * MIB), Answer.ACK)
@@ -175,7 +176,9 @@ class TestOnce(TopTest):
                       result.stdout)
         self.assertIn(f'mapped  [{"#" * 10}{"." * 30}] 1 GiB in 1 of 4 '
                       'memslots', result.stdout)
-        self.assertRegex(result.stdout, 'vhost0 +32 .* coalesced, shared-only')
+        self.assertRegex(result.stdout, 'vhost0 +509 +.* [0-9]+  shared-only')
+        self.assertRegex(result.stdout,
+                         'vhost2 +32 .* whole-devices, shared-only')
 
     def test_no_device(self) -> None:
         """It says that there is none, over TCP as well."""

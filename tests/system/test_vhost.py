@@ -1,10 +1,12 @@
 """
 Real vhost-user backends beside a virtio-mem device with many memslots: the
-storage daemon's block device, which can hold 32 memory regions, and DPDK's
-network device, which can hold 8.
+storage daemon's block device, which can hold 509 memory regions, that of an
+older storage daemon, which can hold 32, and DPDK's network device, which can
+hold 8.
 
-Such a backend is shown all of the device as one region, while KVM gets the
-memslots.
+The first one is shown memslots, as KVM is. The others are shown all of the
+device as one region, from the moment that both are there until one of them
+goes, whatever the guest plugs.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -25,9 +27,10 @@ from qemu.qmp import ExecuteError
 import environment
 from drivers import Answer, VirtioMem
 from host_memory import shared_memory
-from vhost_backends import (DEVICE, DEVICE_SLOT, Attachment, Block, Mapping,
-                            Net, StorageDaemon, Testpmd, TracedMachine,
-                            peer_qemu)
+from vhost_backends import (DEVICE, DEVICE_SLOT, MEMORY, Attachment, Backend,
+                            Block, Mapping, Net, OldBlock, OldStorageDaemon,
+                            StorageDaemon, Testpmd, TracedMachine, joined,
+                            peer_qemu, wait_deleted)
 from vm import (BOOT_STALL, GIB, MIB, VirtualMachine, plugged_memslots,
                 wait_until)
 
@@ -38,11 +41,24 @@ SEED = 4
 
 # Messages that tell a backend of memory: SET_MEM_TABLE, ADD_MEM_REG and
 # REM_MEM_REG; and of a log of what it writes to: SET_LOG_BASE
-MEMORY_MESSAGES = {5, 37, 38}
+ADD_MEM_REG, REM_MEM_REG = 37, 38
+MEMORY_MESSAGES = {5, ADD_MEM_REG, REM_MEM_REG}
 SET_LOG_BASE = 6
 
 OURS = 'multiple-memslots=on'
 THEIRS = 'dynamic-memslots=on'
+
+
+def assert_seen(test: unittest.TestCase, backend: Backend,
+                seen: List[Mapping], size: int,
+                memslots: List[Tuple[int, int]]) -> None:
+    """
+    A backend sees a device as a whole, or its memslots that are mapped,
+    offsets and sizes.
+    """
+    test.assertEqual(
+        joined((mapping.offset, mapping.size) for mapping in seen),
+        [(0, size)] if backend.is_whole() else joined(memslots))
 
 
 class Rig:
@@ -73,6 +89,22 @@ class Rig:
         self.machine.launch()
         self.memory = VirtioMem(self.machine, DEVICE_SLOT)
         self.inode = self.machine.inode(self.size)
+
+    def plug_device(self) -> None:
+        """Plug the virtio-mem device while the machine runs."""
+        name, _, value = self._multiple.partition('=')
+        self.machine.cmd('device_add', {
+            'driver': 'virtio-mem-pci', 'id': DEVICE, 'memdev': MEMORY,
+            'addr': str(DEVICE_SLOT), 'requested-size': self.size,
+            'unplugged-inaccessible': 'on', name: value == 'on'})
+        self.memory = VirtioMem(self.machine, DEVICE_SLOT)
+
+    def unplug_device(self) -> None:
+        """Unplug it; nothing of it is plugged."""
+        self.machine.request(DEVICE, 0)
+        self.machine.cmd('device_del', id=DEVICE)
+        self.machine.eject(DEVICE_SLOT)
+        wait_deleted(self.machine, DEVICE)
 
     def adopt(self, other: 'Rig') -> None:
         """Go on with a machine that was migrated here."""
@@ -138,58 +170,66 @@ class Rig:
 
     def assert_view(self, front: Attachment) -> List[Mapping]:
         """
-        The backend has all of the device as one region if anything is
-        plugged; QEMU counts the regions that it has mapped.
+        The backend has all of the device as one region, or its memslots.
+        QEMU counts the regions that it has mapped.
         """
+        whole, memslots = front.backend.is_whole(), self.expected_memslots()
         seen = front.backend.mappings(self.inode)
-        self.test.assertEqual([mapping.size for mapping in seen],
-                              [self.size] if self.plugged else [])
+        assert_seen(self.test, front.backend, seen, self.size,
+                    [(address - self.memory.start, size)
+                     for address, size in memslots])
         boot = front.backend.mappings(shared_memory(
             self.machine.get_pid() or 0, self.machine.RAM))
         holder = self.holder(front)
         self.test.assertEqual(
-            (holder['limit'], holder['coalesced'], holder['used']),
-            (front.backend.LIMIT, True, len(boot) + len(seen)))
-        self.test.assertEqual(holder['reserved'], 0 if self.plugged else 1)
+            {key: holder[key] for key in ('limit', 'whole-devices', 'used',
+                                          'reserved')},
+            {'limit': front.backend.LIMIT, 'whole-devices': whole,
+             'used': len(boot) + (1 if whole else len(memslots)),
+             'reserved': 0 if whole else self.size // GIB - len(memslots)})
         return seen
 
 
 class Journey:
-    """A migration with a backend on both sides."""
+    """A migration with the same backends on both sides."""
     # So slow that it does not end while memory is written to
     BANDWIDTH = MIB // 2
 
-    def __init__(self, kind: Type[Attachment], source: Rig,
-                 target: Rig) -> None:
+    def __init__(self, source: Rig, target: Rig,
+                 *kinds: Type[Attachment]) -> None:
         """Start both machines; the driver of the source has plugged memory."""
         self.test = source.test
         self.source, self.target = source, target
-        self.old = kind(self.test, source.machine)
-        self.new = self.old.twin(self.test, target.machine)
-        for rig, front in ((source, self.old), (target, self.new)):
-            front.add()
+        self.old = [kind(self.test, source.machine) for kind in kinds]
+        self.new = [front.twin(self.test, target.machine)
+                    for front in self.old]
+        for rig, fronts in ((source, self.old), (target, self.new)):
+            for front in fronts:
+                front.add()
             rig.add_device()
         target.machine.add_incoming()
         target.machine.launch()
         source.launch()
-        self.old.start()
+        for front in self.old:
+            front.start()
+        self._turns = itertools.cycle(self.old)
         # Not more, as all of it gets read and by that allocated.
         for slot in (0, 20, 40, SIZE // GIB - 1):
             source.plug(slot * GIB)
-        # What the backend has written where
+        # What the backends have written where
         self.contents: Dict[int, bytes] = {}
-        for _ in range(64):
+        for _ in range(64 * len(kinds)):
             self.deliver(source.address(self.size))
 
     @property
     def size(self) -> int:
         """How much is written at once."""
-        return min(self.old.largest, 4096)
+        return min(4096, *(front.largest for front in self.old))
 
     def deliver(self, address: int) -> None:
-        """Have the backend of the source write to an address."""
+        """Have one of the source's backends write to an address."""
         self.contents[address] = self.source.random.randbytes(self.size)
-        self.old.deliver(address, self.contents[address])
+        next(self._turns).deliver(address, self.contents[address])
 
     def start(self, *capabilities: str) -> None:
         """Start the migration."""
@@ -221,16 +261,42 @@ class Journey:
         wait_until('the target runs', lambda: self.target.machine.cmd(
             'query-status')['status'] == 'running' or None)
         self.target.adopt(self.source)
-        self.new.adopt(self.old)
+        for old, new in zip(self.old, self.new):
+            new.adopt(old)
+
+    def go_precopy(self) -> None:
+        """The backends write while their writes are logged."""
+        source, target = self.source, self.target
+        self.test.assertEqual(source.machine.messages()[SET_LOG_BASE], 0)
+        self.start()
+        # All of the memory was sent, and what was written since, too.
+        while self.status().get('ram', {}).get('dirty-sync-count', 0) < 3:
+            self.deliver(source.random.choice(list(self.contents)))
+        addresses = list(self.contents)
+        source.random.shuffle(addresses)
+        for address in addresses:
+            self.deliver(address)
+        self.test.assertEqual(self.status()['status'], 'active')
+        self.test.assertGreater(source.machine.messages()[SET_LOG_BASE], 0)
+        source.machine.cmd('migrate-set-parameters', max_bandwidth=1 << 40,
+                           downtime_limit=300)
+        self.wait_status('completed')
+        self.arrive()
+        for address, data in self.contents.items():
+            self.test.assertEqual(target.machine.read(address, len(data)),
+                                  data, hex(address))
+        self.go_on()
 
     def go_on(self) -> None:
         """All works after the migration as it did before."""
         self.target.assert_memslots()
-        self.target.assert_view(self.new)
-        self.target.exercise(self.new)
+        for front in self.new:
+            self.target.assert_view(front)
+            self.target.exercise(front)
         self.target.plug(10 * GIB)
         self.target.assert_memslots()
-        self.target.exercise(self.new)
+        for front in self.new:
+            self.target.exercise(front)
 
 
 class NoGuest:
@@ -271,9 +337,10 @@ class NoGuest:
                 rig.exercise(front)
                 rig.unplug(part)
                 rig.assert_memslots()
-            # Never mapped anew, so never gone either
-            self.assertEqual(len(set(tuple(view) for view in views)), 1)
-            rig.assert_view(front)
+            views.append(rig.assert_view(front))
+            if front.backend.is_whole():
+                # Never mapped anew, so never gone either
+                self.assertEqual(len(set(tuple(view) for view in views)), 1)
             return rig.machine.messages() - before
 
         def test_cold(self) -> None:
@@ -283,13 +350,13 @@ class NoGuest:
                     self.cold(backend_first)
 
         def cold(self, backend_first: bool) -> None:
-            """Nothing depends on the number of memslots."""
-            many, one = (self.sent(size, backend_first)
-                         for size in (SIZE, GIB))
+            """It is told of memslots one by one, or else of nothing."""
+            sent = self.sent(SIZE, backend_first)
             print(f'# messages sent with {SIZE // GIB} memslots: '
-                  f'{dict(many)}, with one: {dict(one)}', flush=True)
-            self.assertEqual(many, one)
-            self.assertEqual(set(many) - MEMORY_MESSAGES, set())
+                  f'{dict(sent)}', flush=True)
+            memslots = 0 if self.kind.kind.is_whole() else SIZE // GIB
+            self.assertEqual(sent, Counter({ADD_MEM_REG: memslots,
+                                            REM_MEM_REG: memslots}))
 
         def test_hot(self) -> None:
             """
@@ -325,6 +392,33 @@ class NoGuest:
                 rig.assert_memslots()
                 self.assertEqual(rig.machine.device_memslot_calls(), calls)
 
+        def test_device(self) -> None:
+            """The device comes while the backend runs, goes, and is back."""
+            rig = self.rig()
+            front = self.kind(self, rig.machine)
+            front.add()
+            rig.machine.launch()
+            front.start()
+            rig.machine.cmd('object-add', qom_type='memory-backend-memfd',
+                            id=MEMORY, size=rig.size, share=True,
+                            reserve=False)
+            rig.inode = rig.machine.inode(rig.size)
+            before = rig.holder(front)
+            for _ in range(2):
+                rig.plug_device()
+                rig.assert_view(front)
+                for part in rig.parts()[:10]:
+                    rig.plug(part)
+                    rig.exercise(front)
+                rig.assert_memslots()
+                rig.assert_view(front)
+                self.assertEqual(rig.memory.unplug_all(), Answer.ACK)
+                rig.plugged.clear()
+                rig.assert_view(front)
+                rig.unplug_device()
+                self.assertEqual(front.backend.mappings(rig.inode), [])
+                self.assertEqual(rig.holder(front), before)
+
         def test_restart(self) -> None:
             """The backend dies, memory comes and goes, it is back."""
             rig = self.rig()
@@ -359,33 +453,19 @@ class NoGuest:
                 rig.assert_view(front)
 
         def test_migration(self) -> None:
-            """The backend writes while its writes are logged."""
-            journey = Journey(self.kind, self.rig(part=4 * MIB),
-                              self.rig(part=4 * MIB))
-            source, target = journey.source, journey.target
-            self.assertEqual(source.machine.messages()[SET_LOG_BASE], 0)
-            journey.start()
-            # All of the memory was sent, and what was written since, too.
-            while journey.status().get('ram', {}).get(
-                    'dirty-sync-count', 0) < 3:
-                journey.deliver(source.random.choice(list(journey.contents)))
-            for address in journey.contents:
-                journey.deliver(address)
-            self.assertEqual(journey.status()['status'], 'active')
-            self.assertGreater(source.machine.messages()[SET_LOG_BASE], 0)
-            source.machine.cmd('migrate-set-parameters',
-                               max_bandwidth=1 << 40, downtime_limit=300)
-            journey.wait_status('completed')
-            journey.arrive()
-            for address, data in journey.contents.items():
-                self.assertEqual(target.machine.read(address, len(data)),
-                                 data, hex(address))
-            journey.go_on()
+            """To a machine with another such backend."""
+            Journey(self.rig(part=4 * MIB), self.rig(part=4 * MIB),
+                    self.kind).go_precopy()
 
 
 class TestBlock(NoGuest.Base):
     """The storage daemon's block device."""
     kind = Block
+
+
+class TestOldBlock(NoGuest.Base):
+    """An older storage daemon's block device."""
+    kind = OldBlock
 
 
 class TestNet(NoGuest.Base):
@@ -419,15 +499,16 @@ class TestNet(NoGuest.Base):
         """The backend needs memory that has not arrived yet."""
         # Not with the storage daemon: its libvhost-user takes the end of a
         # table that is sent region by region for an error.
-        journey = Journey(self.kind, self.rig(part=4 * MIB),
-                          self.rig(part=4 * MIB))
+        journey = Journey(self.rig(part=4 * MIB), self.rig(part=4 * MIB),
+                          self.kind)
+        front, = journey.new
         journey.start('postcopy-ram')
         journey.wait_status('active')
         journey.source.machine.cmd('migrate-start-postcopy')
         journey.wait_status('postcopy-active')
         journey.arrive()
         for address, data in journey.contents.items():
-            self.assertEqual(journey.new.collect(address, len(data)), data,
+            self.assertEqual(front.collect(address, len(data)), data,
                              hex(address))
         self.assertEqual(journey.status()['status'], 'postcopy-active')
         faults = journey.target.machine.faults()
@@ -439,17 +520,24 @@ class TestNet(NoGuest.Base):
         journey.go_on()
 
 
-class TestBoth(unittest.TestCase):
-    """Both devices at once."""
+class TestMix(unittest.TestCase):
+    """All devices at once."""
 
-    def test_mix(self) -> None:
-        """They come and go; the other one does not notice."""
-        rig = Rig(self, environment.qemu_system(), OURS)
-        block, net = Block(self, rig.machine), Net(self, rig.machine)
+    def rig(self, part: int = PART) -> Rig:
+        """A machine with the QEMU to be tested."""
+        return Rig(self, environment.qemu_system(), OURS, part=part)
+
+    def test_come_and_go(self) -> None:
+        """They come and go; the others do not notice."""
+        rig = self.rig()
+        block, old, net = (kind(self, rig.machine)
+                           for kind in (Block, OldBlock, Net))
         block.add()
+        old.add()
         rig.add_device()
         rig.launch()
         block.start()
+        old.start()
         parts = rig.parts()
         for part in parts[:20]:
             rig.plug(part)
@@ -465,16 +553,20 @@ class TestBoth(unittest.TestCase):
             rig.assert_memslots()
             for front in fronts:
                 rig.exercise(front)
-            self.assertEqual([rig.assert_view(front) for front in fronts],
-                             before)
+            for front, view in zip(fronts, before):
+                after = rig.assert_view(front)
+                if front.backend.is_whole():
+                    self.assertEqual(after, view)
             parts[:] = parts[10:] + parts[:10]
 
-        change(block, net)
+        change(block, old, net)
         view, messages = rig.assert_view(net), rig.machine.messages()
         block.unplug()
         self.assertEqual(rig.assert_view(net), view)
         sent = rig.machine.messages() - messages
         self.assertEqual(set(sent) & MEMORY_MESSAGES, set())
+        change(old, net)
+        old.unplug()
         change(net)
         block.plug()
         block.start()
@@ -482,14 +574,25 @@ class TestBoth(unittest.TestCase):
         net.unplug()
         change(block)
 
+    def test_migration(self) -> None:
+        """Logs of what is written are right, whatever who writes sees."""
+        for kinds in ((Block, OldBlock, Net), (Net, OldBlock, Block)):
+            with self.subTest([kind.__name__ for kind in kinds]):
+                Journey(self.rig(4 * MIB), self.rig(4 * MIB),
+                        *kinds).go_precopy()
+                self.doCleanups()
+
 
 class TestPeer(unittest.TestCase):
-    """What QEMU 10.0 with dynamic-memslots=on does in the same situations."""
+    """
+    What stock QEMU 10.0 with dynamic-memslots=on does where the backend can
+    hold few memory regions.
+    """
 
     def test_cold(self) -> None:
         """With the backend there first, one memslot is all there is."""
         rig = Rig(self, peer_qemu(), THEIRS)
-        front = Block(self, rig.machine)
+        front = OldBlock(self, rig.machine)
         front.add()
         rig.add_device()
         rig.launch()
@@ -508,7 +611,7 @@ class TestPeer(unittest.TestCase):
     def test_cold_after(self) -> None:
         """With the device there first, the backend is refused."""
         rig = Rig(self, peer_qemu(), THEIRS)
-        front = Block(self, rig.machine)
+        front = OldBlock(self, rig.machine)
         rig.add_device()
         front.add()
         with self.assertRaises(VMLaunchFailure) as failure:
@@ -524,7 +627,7 @@ class TestPeer(unittest.TestCase):
             rig.plug(part)
         memslots = len(rig.machine.memslots())
         self.assertGreater(memslots, 1)
-        front = Block(self, rig.machine)
+        front = OldBlock(self, rig.machine)
         with self.assertRaises(ExecuteError) as refusal:
             front.plug()
         print(f'# QEMU 10.0: {memslots} memslots, then a backend: '
@@ -533,6 +636,7 @@ class TestPeer(unittest.TestCase):
 
 class TestGuest(unittest.TestCase):
     """A Linux guest whose disk is the storage daemon's."""
+    kind: Type[StorageDaemon] = StorageDaemon
     RAM = GIB
     SIZE = 4 * GIB
     # What the guest writes to the disk and reads again, all of the time
@@ -555,7 +659,7 @@ class TestGuest(unittest.TestCase):
         A machine with a virtio-mem device, not started, and its disk, which
         is as fast as it can, or does @limit requests per second.
         """
-        backend = StorageDaemon(self, self.directory, name, self.disk, limit)
+        backend = self.kind(self, self.directory, name, self.disk, limit)
         backend.start()
         vm = VirtualMachine(environment.qemu_system(), 'tcg', self.RAM,
                             maxmem=self.RAM + self.SIZE,
@@ -630,7 +734,7 @@ class TestGuest(unittest.TestCase):
 
     def assert_view(self, vm: VirtualMachine,
                     backend: StorageDaemon) -> List[Mapping]:
-        """The guest's memslots are mapped; the backend sees one region."""
+        """The guest's memslots are mapped; the backend sees them, or all."""
         slots = vm.plan(DEVICE)
         self.assertEqual(len(slots), 4)
 
@@ -641,7 +745,9 @@ class TestGuest(unittest.TestCase):
                    lambda: vm.mapped_memslots(DEVICE) == wanted() or None,
                    timeout=10)
         seen = backend.mappings(shared_memory(vm.get_pid() or 0, self.SIZE))
-        self.assertEqual([mapping.size for mapping in seen], [self.SIZE])
+        assert_seen(self, backend, seen, self.SIZE,
+                    [(slots[index].offset, slots[index].size)
+                     for index in wanted()])
         return seen
 
     def test_resize(self) -> None:
@@ -657,7 +763,9 @@ class TestGuest(unittest.TestCase):
         for requested in (4 * GIB, 3 * GIB // 2, 3 * GIB, GIB, 4 * GIB):
             vm.request(DEVICE, requested)
             vm.wait_plugged(DEVICE, requested)
-            self.assertEqual(self.assert_view(vm, backend), view)
+            after = self.assert_view(vm, backend)
+            if backend.is_whole():
+                self.assertEqual(after, view)
         passes = self.finish_io(vm, seed)
         print(f'# {passes} times written and read', flush=True)
         self.assertGreater(passes, 1)
@@ -685,7 +793,7 @@ class TestGuest(unittest.TestCase):
             self.finish_io(vm, self.start_io(vm))
 
     def test_migration(self) -> None:
-        """I/O while the guest is migrated, some of it not done when it stops."""
+        """I/O while the guest is migrated, some not done when it stops."""
         source, _ = self.boot(limit=100)
         target, backend = self.machine('second')
         target.add_incoming()
@@ -697,6 +805,11 @@ class TestGuest(unittest.TestCase):
         passes = self.finish_io(target, seed)
         print(f'# {passes} times written and read', flush=True)
         self.finish_io(target, self.start_io(target))
+
+
+class TestOldGuest(TestGuest):
+    """The same with an older one."""
+    kind = OldStorageDaemon
 
 
 if __name__ == '__main__':

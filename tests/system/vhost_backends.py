@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Dict, List, Optional, Sequence, Tuple, Type
+from typing import IO, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 import environment
 import mtree
@@ -26,8 +26,10 @@ MAXMEM = 64 * GIB
 
 # The kernel's __SO_ACCEPTCON
 SO_ACCEPTCON = 1 << 16
+# A backend that can hold fewer memory regions sees whole devices.
+MANY_REGIONS = 509
 # A file in memory, as it appears in /proc/PID/maps
-_MAPPING = re.compile(r'([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ \S+ (\d+) +'
+_MAPPING = re.compile(r'([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+) +'
                       r'/memfd:')
 
 
@@ -56,9 +58,21 @@ def peer_qemu() -> str:
 
 @dataclass(frozen=True)
 class Mapping:
-    """A part of its address space where a process has a file."""
+    """A part of its address space where a process has part of a file."""
     address: int
+    offset: int
     size: int
+
+
+def joined(ranges: Iterable[Tuple[int, int]]) -> List[Tuple[int, int]]:
+    """Ranges of a file, offsets and sizes, with what is adjacent joined."""
+    found: List[Tuple[int, int]] = []
+    for offset, size in sorted(ranges):
+        if found and sum(found[-1]) == offset:
+            found[-1] = (found[-1][0], found[-1][1] + size)
+        else:
+            found.append((offset, size))
+    return found
 
 
 def is_listening(socket: Path) -> bool:
@@ -85,6 +99,11 @@ class Backend:
         self._log = directory / f'{name}.log'
         self._process: 'Optional[subprocess.Popen[str]]' = None
         test.addCleanup(self.kill)
+
+    @classmethod
+    def is_whole(cls) -> bool:
+        """Whether it sees memory devices as a whole, not their memslots."""
+        return cls.LIMIT < MANY_REGIONS
 
     def command(self) -> Sequence[str]:
         """The command that runs it."""
@@ -138,24 +157,26 @@ class Backend:
     def mappings(self, inode: int) -> List[Mapping]:
         """
         Where it has mapped a file in memory: it does that once for each
-        memory region that it is told of.
+        memory region that it is told of, but the kernel joins what happens to
+        be adjacent.
         """
         found = []
         maps = Path(f'/proc/{self.pid}/maps').read_text(encoding='utf-8')
         for line in maps.splitlines():
             match = _MAPPING.match(line)
-            if match and int(match[3]) == inode:
-                first, end = int(match[1], 16), int(match[2], 16)
-                found.append(Mapping(first, end - first))
+            if match and int(match[4]) == inode:
+                first, end, offset = (int(match[number], 16)
+                                      for number in (1, 2, 3))
+                found.append(Mapping(first, offset, end - first))
         return found
 
 
 class StorageDaemon(Backend):
     """
-    QEMU's own, with a block device; it can hold 32 memory regions. A limit
+    QEMU's own, with a block device; it can hold 509 memory regions. A limit
     for the requests per second keeps some always in flight.
     """
-    LIMIT = 32
+    LIMIT = 509
 
     def __init__(self, test: unittest.TestCase, directory: Path, name: str,
                  disk: Path, limit: int = 0) -> None:
@@ -163,9 +184,14 @@ class StorageDaemon(Backend):
         self._disk = disk
         self._limit = limit
 
+    @staticmethod
+    def program() -> Sequence[str]:
+        """What runs it."""
+        return [str(environment.build_dir() / 'qemu-storage-daemon')]
+
     def command(self) -> Sequence[str]:
         return [
-            str(environment.build_dir() / 'qemu-storage-daemon'),
+            *self.program(),
             # Both ends of a migration have the file open.
             '--object', f'throttle-group,id=limits,'
                         f'limits.iops-total={self._limit}',
@@ -175,6 +201,15 @@ class StorageDaemon(Backend):
             '--export', 'type=vhost-user-blk,id=export,node-name=disk,'
                         'writable=on,num-queues=2,addr.type=unix,'
                         f'addr.path={self.socket}']
+
+
+class OldStorageDaemon(StorageDaemon):
+    """The one of QEMU 7.2, which can hold 32 memory regions."""
+    LIMIT = 32
+
+    @staticmethod
+    def program() -> Sequence[str]:
+        return [environment.stock_storage_daemon()]
 
 
 class Testpmd(Backend):
@@ -216,9 +251,9 @@ class TracedMachine(Machine):
     """A machine without a guest that records what KVM and vhost are told."""
 
     def __init__(self, binary: str, accel: Optional[str] = None,
-                 maxmem: int = MAXMEM) -> None:
+                 maxmem: int = MAXMEM, machine: str = 'pc') -> None:
         self.accel = accel or ('kvm' if has_kvm() else 'tcg')
-        super().__init__(binary, self.accel, maxmem)
+        super().__init__(binary, self.accel, maxmem, machine)
         self.trace = self.directory / 'trace'
         self.add_args('-D', str(self.trace))
         for event in ('kvm_set_user_memory', 'vhost_user_write',
@@ -291,6 +326,17 @@ class TracedMachine(Machine):
         return shared_memory(self.get_pid() or 0, size)
 
 
+def wait_deleted(vm: VirtualMachine, name: str) -> None:
+    """Wait until a device is gone that the guest agreed to lose."""
+    def is_deleted() -> Optional[bool]:
+        # Events are only received together with an answer.
+        vm.cmd('query-status')
+        return any(event['event'] == 'DEVICE_DELETED'
+                   and event['data'].get('device') == name
+                   for event in vm.get_qmp_events()) or None
+    wait_until(f'{name} is gone', is_deleted, timeout=30)
+
+
 class Attachment:
     """A backend and the device in front of it."""
     kind: Type[Backend]
@@ -320,7 +366,7 @@ class Attachment:
     def arguments(cls, backend: Backend) -> List[str]:
         """Arguments for a machine that has it from the start."""
         return ['-chardev', f'socket,id={cls.chardev},path={backend.socket},'
-                            'reconnect=1']
+                            'reconnect-ms=1000']
 
     @classmethod
     def connect(cls, vm: VirtualMachine, backend: Backend) -> None:
@@ -334,13 +380,7 @@ class Attachment:
     @classmethod
     def disconnect(cls, vm: VirtualMachine) -> None:
         """Remove what is left when the guest has agreed to device_del."""
-        def is_deleted() -> Optional[bool]:
-            # Events are only received together with an answer.
-            vm.cmd('query-status')
-            return any(event['event'] == 'DEVICE_DELETED'
-                       and event['data'].get('device') == cls.front
-                       for event in vm.get_qmp_events()) or None
-        wait_until(f'{cls.front} is gone', is_deleted, timeout=30)
+        wait_deleted(vm, cls.front)
 
     def add(self) -> None:
         """Have it there from the start."""
@@ -379,14 +419,14 @@ class Attachment:
 
 class Block(Attachment):
     """A block device and its disk."""
-    kind = StorageDaemon
+    kind: Type[StorageDaemon] = StorageDaemon
     chardev, front, slot = 'vhost0', 'disk', 6
     largest = 64 * 1024
     DISK = 4 * MIB
 
     def __init__(self, test: unittest.TestCase, machine: Machine,
                  disk: Optional[Path] = None) -> None:
-        self.disk = disk or machine.directory / 'disk'
+        self.disk = disk or machine.directory / f'{self.front}.image'
         if disk is None:
             self.disk.write_bytes(bytes(self.DISK))
         self._driver: Optional[VirtioBlk] = None
@@ -394,10 +434,10 @@ class Block(Attachment):
 
     def make_backend(self, test: unittest.TestCase,
                      directory: Path) -> Backend:
-        return StorageDaemon(test, directory, self.front, self.disk)
+        return self.kind(test, directory, self.front, self.disk)
 
     def twin(self, test: unittest.TestCase, machine: Machine) -> 'Block':
-        return Block(test, machine, self.disk)
+        return type(self)(test, machine, self.disk)
 
     @classmethod
     def arguments(cls, backend: Backend) -> List[str]:
@@ -443,6 +483,12 @@ class Block(Attachment):
         with self.disk.open('rb') as disk:
             disk.seek(self._offset(address))
             return disk.read(size)
+
+
+class OldBlock(Block):
+    """A block device whose backend can hold fewer memory regions."""
+    kind = OldStorageDaemon
+    chardev, front, slot = 'vhost2', 'old-disk', 4
 
 
 class Net(Attachment):
