@@ -45,15 +45,16 @@ class DriverError(Exception):
 
 class Machine(VirtualMachine):
     """
-    A machine of type pc, the vCPU of which sleeps.
+    A machine of type pc or a version of it, the vCPU of which sleeps.
 
     All of its memory can be shared with vhost-user backends.
     """
     RAM = 64 * MIB
 
-    def __init__(self, binary: str, accel: str, maxmem: int) -> None:
+    def __init__(self, binary: str, accel: str, maxmem: int,
+                 machine: str = 'pc') -> None:
         super().__init__(binary, accel, self.RAM, maxmem,
-                         machine='pc,memory-backend=ram')
+                         machine=f'{machine},memory-backend=ram')
         firmware = self.directory / 'firmware'
         firmware.write_bytes(self.firmware())
         socket = str(self.directory / 'qtest')

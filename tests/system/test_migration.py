@@ -1,16 +1,17 @@
 """
 A Linux guest with plugged memory migrates between QEMUs that map it in
-multiple memslots, in one, and Debian's own that knows only one.
+multiple memslots, in one, and Debian's own of two versions.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import unittest
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import environment
 import mtree
+from vhost_backends import peer_qemu
 from vm import (BOOT_STALL, GIB, KVM, MIB, TCG, Accelerator,
                 VirtualMachine, plugged_memslots, usable_memslots,
                 usable_region, wait_until)
@@ -25,19 +26,25 @@ MORE = PLUGGED + 256 * MIB
 SEED = 7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Host:
     """A QEMU to migrate from and to."""
     name: str
     # None: Debian's, which has no such property
     multiple_memslots: Optional[str]
+    # What gives the program
+    qemu: Callable[[], str] = environment.qemu_system
 
 
 ON = Host('on', 'on')
 OFF = Host('off', 'off')
-STOCK = Host('stock', None)
-# Holds each pair of ON and OFF, and STOCK as source and as destination.
-JOURNEY = (STOCK, ON, ON, OFF, ON, STOCK)
+STOCK = Host('7.2', None, environment.stock_qemu)
+PEER = Host('10.0', None, peer_qemu)
+# All machines have a version that all QEMUs on the way have. Each way holds
+# each pair of ON and OFF, and some version of Debian's as source and as
+# destination.
+WAYS = (('pc-q35-7.2', (STOCK, ON, ON, OFF, ON, STOCK)),
+        ('pc-q35-10.0', (PEER, ON, ON, OFF, ON, PEER)))
 
 
 def guest_visible(device: Dict[str, Any]) -> Dict[str, Any]:
@@ -52,14 +59,13 @@ class MigrationTests:
     class Base(unittest.TestCase):
         """One guest a test, that is migrated from host to host."""
         accelerator: Accelerator
+        version: str
         inaccessible: str
 
         def machine(self, host: Host) -> VirtualMachine:
             """A machine that has not been started."""
-            binary = (environment.stock_qemu() if host is STOCK
-                      else environment.qemu_system())
-            vm = VirtualMachine(binary, self.accelerator.name, GIB,
-                                maxmem=GIB + SIZE, machine='pc-q35-7.2',
+            vm = VirtualMachine(host.qemu(), self.accelerator.name, GIB,
+                                maxmem=GIB + SIZE, machine=self.version,
                                 cpu=self.accelerator.cpu)
             self.addCleanup(vm.shutdown)
             properties: Dict[str, str] = {}
@@ -91,11 +97,17 @@ class MigrationTests:
                        lambda: vm.mapped_memslots(NAME) == wanted() or None,
                        timeout=10)
 
-        def journey(self, inaccessible: str) -> None:
-            """Boot on the first host, then visit the others."""
+        def journeys(self, inaccessible: str) -> None:
+            """Go all ways."""
             environment.require(self.accelerator)
             self.inaccessible = inaccessible
-            host, vm = JOURNEY[0], self.machine(JOURNEY[0])
+            for self.version, hosts in WAYS:
+                self.journey(hosts)
+                self.doCleanups()
+
+        def journey(self, hosts: Sequence[Host]) -> None:
+            """Boot on the first host, then visit the others."""
+            host, vm = hosts[0], self.machine(hosts[0])
             vm.launch()
             guest = vm.guest
             assert guest is not None
@@ -109,10 +121,11 @@ class MigrationTests:
             vm.wait_plugged(NAME, PLUGGED)
             size = guest.fill_movable(SEED)
 
-            for destination in JOURNEY[1:]:
+            for destination in hosts[1:]:
                 arrived = False
                 with self.subTest(f'{host.name} to {destination.name}',
-                                  inaccessible=inaccessible):
+                                  machine=self.version,
+                                  inaccessible=self.inaccessible):
                     vm = self.migrate(vm, host, destination, size)
                     arrived = True
                 if not arrived:
@@ -135,7 +148,7 @@ class MigrationTests:
             self.assert_mapped(vm, new)
             if new is ON and mapped is not None:
                 self.assertEqual(vm.mapped_memslots(NAME), mapped)
-            elif new is ON and old is STOCK:
+            elif new is ON and old.multiple_memslots is None:
                 # The hole, and what no request has reached
                 self.assertEqual(vm.mapped_memslots(NAME),
                                  [0, 2, 3] if self.inaccessible == 'on'
@@ -152,11 +165,11 @@ class MigrationTests:
 
         def test_inaccessible(self) -> None:
             """Guests that leave unplugged memory alone."""
-            self.journey('on')
+            self.journeys('on')
 
         def test_accessible(self) -> None:
             """Guests that may read unplugged memory."""
-            self.journey('off')
+            self.journeys('off')
 
 
 class TestTCG(MigrationTests.Base):

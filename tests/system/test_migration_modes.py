@@ -1,6 +1,7 @@
 """
 All ways of migrating, between QEMUs that map a virtio-mem device in
-different memslots.
+different memslots, with machine types that send what is plugged ahead of
+memory and with those that send it after.
 
 There is no guest. Drivers plug and unplug memory, and write to it, and so
 does the vCPU, all of the time: what arrives has to be what was there when it
@@ -13,11 +14,13 @@ set in the environment.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import json
 import os
 import signal
 import subprocess
 import tempfile
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
@@ -26,9 +29,10 @@ from qemu.qmp import ExecuteError
 
 import environment
 from stream import Stream
-from travel import (BLOCK, FEW, FULL, OFF, ON, ONE, SIZE, STOCK, Host, Setup,
-                    Station, Traveller)
-from vhost_backends import MEMORY, has_kvm
+from travel import (BLOCK, FEW, FULL, NEW_MACHINE, OFF, OLD_MACHINE, ON, ONE,
+                    PEER, PEER_ON, SIZE, STOCK, Host, Setup, Station,
+                    Traveller)
+from vhost_backends import DEVICE, MEMORY, has_kvm, is_listening
 from vm import GIB, MIB
 from writer import PAGE, wait_soon
 
@@ -37,8 +41,9 @@ from writer import PAGE, wait_soon
 SLOW = 2 * MIB
 FAST = 1 << 40
 
-KVM_JOURNEY = (STOCK, ON, ON, OFF, ON, FEW, FULL, ONE, ON, STOCK)
-TCG_JOURNEY = (STOCK, ON, ON, OFF, ON, FEW, ON, STOCK)
+KVM_JOURNEY = (PEER, ON, ON, OFF, ON, FEW, FULL, ONE, ON, PEER_ON, ON, PEER)
+OLD_JOURNEY = (STOCK, ON, ON, OFF, ON, PEER, ON, STOCK)
+TCG_JOURNEY = (PEER, ON, ON, OFF, ON, FEW, ON, PEER)
 
 
 class Leg:
@@ -79,7 +84,12 @@ class Leg:
 
 def loses_writes(setup: Setup, source: Host) -> bool:
     """Whether what the vCPU writes during a migration may not arrive."""
-    return setup.accel == 'tcg' and source is STOCK
+    return setup.accel == 'tcg' and source.stock is not None
+
+
+def is_early(setup: Setup) -> bool:
+    """Whether it is told what is plugged before memory comes."""
+    return setup.machine != OLD_MACHINE
 
 
 class Way:
@@ -294,9 +304,15 @@ class File(Way):
                  for page in range(0, BLOCK, PAGE)}
         name, = (name for name in stream.pages if name.endswith(MEMORY))
         leg.test.assertEqual(stream.pages[name], pages)
-        leg.journey.descriptions.append(stream.description)
-        leg.test.assertEqual(stream.description,
-                             leg.journey.descriptions[0])
+        # Other devices may be described in another way by another version.
+        known = leg.journey.descriptions
+        device = [entry for entry in stream.description['devices']
+                  if 'virtio-mem' in entry['name']]
+        leg.test.assertEqual(len(device), 1 + is_early(leg.source.setup))
+        for of, description in ((leg.source.host.stock, stream.description),
+                                (DEVICE, device)):
+            leg.test.assertEqual(description,
+                                 known.setdefault(of, description))
 
     @staticmethod
     def load(leg: Leg, path: Path) -> None:
@@ -304,6 +320,34 @@ class File(Way):
         target = leg.launch()
         target.cmd('migrate-incoming', uri=f'exec:cat {path}')
         leg.arrive(target)
+
+
+class MappedRam(File):
+    """To a file in which each page has its place."""
+    name = 'mapped-ram'
+    capabilities = ('mapped-ram',)
+
+    def travel(self, leg: Leg) -> None:
+        path = leg.directory / 'stream'
+        self.start(leg, f'file:{path}')
+        leg.traveller.assert_busy()
+        self.dirty(leg, 3)
+        self.finish(leg, 'completed')
+        # There are holes where nothing is plugged.
+        leg.test.assertLess(
+            path.stat().st_blocks * 512,
+            len(leg.traveller.blocks) * BLOCK + leg.source.RAM + 4 * MIB)
+        target = leg.launch(self.capabilities)
+        target.cmd('migrate-set-parameters', **self.parameters)
+        target.cmd('migrate-incoming', uri=f'file:{path}')
+        leg.arrive(target)
+
+
+class MappedRamMultifd(MappedRam):
+    """The same by several threads."""
+    name = 'mapped-ram, multifd'
+    capabilities = ('mapped-ram', 'multifd')
+    parameters = {'multifd-channels': 3}
 
 
 class Background(File):
@@ -415,9 +459,66 @@ class IgnoreShared(Way):
 
     def travel(self, leg: Leg) -> None:
         target = leg.launch(self.capabilities)
+        self.leave_memslots(leg)
         self.start(leg, target.uri, target, bandwidth=FAST)
         self.check(leg, self.finish(leg, 'completed'))
-        leg.arrive(target)
+        self.take_over(leg, target)
+
+    @staticmethod
+    def leave_memslots(leg: Leg) -> None:
+        """Unplug just before: the source may still be busy with that."""
+        leg.traveller.writer.stop()
+        leg.traveller.reshape()
+        leg.set_off()
+
+    @staticmethod
+    def take_over(leg: Leg, target: Station) -> None:
+        """
+        Plug while the source is still there, which must not take away what
+        is not its own any more.
+        """
+        target.wait_runs()
+        leg.traveller.move(target)
+        leg.traveller.grow()
+        leg.traveller.verify()
+        leg.source.shutdown()
+
+
+class CPRTransfer(IgnoreShared):
+    """The same for files that have no name, and are handed over."""
+    name = 'cpr-transfer'
+    backend = 'memfd'
+    capabilities = ()
+    reasons: Dict[Host, str] = {}
+
+    def prepare(self, station: Station) -> None:
+        station.add_args('-machine', 'aux-ram-share=on')
+
+    def travel(self, leg: Leg) -> None:
+        self.leave_memslots(leg)
+        target = Station(leg.host, leg.source.setup)
+        leg.test.addCleanup(target.shutdown)
+        self.prepare(target)
+        channels = [{'channel-type': name, 'addr': {
+            'transport': 'socket', 'type': 'unix',
+            'path': str(target.directory / name)}} for name in ('main', 'cpr')]
+        for channel in channels:
+            target.add_args('-incoming', json.dumps(channel))
+        inode = leg.source.inode(SIZE)
+        leg.source.set_capabilities()
+        leg.source.cmd('migrate-set-parameters', mode='cpr-transfer')
+        # It answers no monitor before it has the files.
+        with ThreadPoolExecutor() as executor:
+            launched = executor.submit(target.launch)
+            wait_soon('the target waits', lambda: launched.done() or
+                      is_listening(target.directory / 'cpr') or None)
+            if not launched.done():
+                leg.source.cmd('migrate', channels=channels)
+            launched.result()
+        leg.source.wait_status('completed')
+        self.check(leg, leg.source.migration())
+        self.take_over(leg, target)
+        leg.test.assertEqual(target.inode(SIZE), inode)
 
 
 class Refused(Way):
@@ -428,6 +529,8 @@ class Refused(Way):
     # How the destination ends, and what it says
     status = 1
     message = ''
+    # The way that the guest leaves in then
+    next_way: Way = PRECOPY
 
     def spoil(self, leg: Leg) -> Station:
         """A destination that cannot take the guest."""
@@ -454,7 +557,7 @@ class Refused(Way):
         leg.traveller.verify()
         leg.traveller.reshape()
         leg.set_off()
-        PRECOPY.travel(leg)
+        self.next_way.travel(leg)
 
 
 class Smaller(Refused):
@@ -474,6 +577,37 @@ class OtherBlocks(Refused):
     name = 'other block size'
     changes = {'changes': {'block-size': '4M'}}
     message = "Property 'block-size' changed from 0x200000 to 0x400000"
+
+
+class LateRefused(Refused):
+    """
+    It lacks another device, which it learns when it has loaded this one: what
+    is plugged there goes again.
+    """
+    name = 'other device lacks'
+    message = 'Unknown savevm section'
+    SLOT = 10
+
+    def prepare(self, station: Station) -> None:
+        station.add_args('-device', f'virtio-rng-pci,addr={self.SLOT}')
+
+    def spoil(self, leg: Leg) -> Station:
+        # Nobody prepares this one.
+        target = Station(leg.host, leg.source.setup)
+        leg.test.addCleanup(target.shutdown)
+        target.add_args('-incoming', 'defer')
+        target.launch()
+        target.set_capabilities(*self.capabilities)
+        return target
+
+
+class SharedRefused(LateRefused):
+    """The same with memory that the source uses still."""
+    name = 'the same, shared'
+    backend = IgnoreShared.backend
+    capabilities = IgnoreShared.capabilities
+    reasons = IgnoreShared.reasons
+    next_way = IgnoreShared()
 
 
 class Killed(Refused):
@@ -533,25 +667,31 @@ class NoHugePages(NoMemory):
 # than the other tables do.
 ALL, SOME, NONE = 'all', 'some', 'none'
 SOME_PAIRS = ((ON, ON), (ON, OFF), (OFF, ON))
-# By accelerator and unplugged-inaccessible
-TABLES = (('kvm', 'on'), ('kvm', 'off'), ('tcg', 'on'), ('tcg', 'off'))
-WAYS: Sequence[Tuple[Type[Way], str, str, str, str]] = (
-    (Way, ALL, ALL, ALL, SOME),
-    (AutoConverge, SOME, NONE, SOME, NONE),
-    (Xbzrle, ALL, NONE, SOME, NONE),
-    (Multifd, ALL, NONE, NONE, NONE),
-    (Postcopy, ALL, ALL, ALL, SOME),
-    (Recover, ALL, NONE, SOME, NONE),
-    (File, ALL, SOME, SOME, NONE),
-    (Background, ALL, SOME, SOME, NONE),
-    (Snapshot, ALL, ALL, ALL, SOME),
-    (IgnoreShared, ALL, SOME, SOME, NONE),
-    (Cancel, SOME, SOME, NONE, NONE),
-    (Killed, SOME, NONE, SOME, NONE),
-    (Smaller, SOME, NONE, NONE, NONE),
-    (OtherBlocks, SOME, SOME, NONE, NONE),
-    (NoMemory, SOME, NONE, NONE, NONE),
-    (NoHugePages, SOME, NONE, NONE, NONE),
+# By class of tests and unplugged-inaccessible
+TABLES = (('KVM', 'on'), ('KVM', 'off'), ('OldKVM', 'on'), ('OldKVM', 'off'),
+          ('TCG', 'on'), ('TCG', 'off'))
+WAYS: Sequence[Tuple[Type[Way], str, str, str, str, str, str]] = (
+    (Way, ALL, ALL, ALL, ALL, ALL, SOME),
+    (AutoConverge, SOME, NONE, NONE, NONE, SOME, NONE),
+    (Xbzrle, ALL, NONE, NONE, NONE, SOME, NONE),
+    (Multifd, ALL, SOME, ALL, NONE, NONE, NONE),
+    (Postcopy, ALL, ALL, ALL, ALL, ALL, SOME),
+    (Recover, ALL, NONE, SOME, NONE, SOME, NONE),
+    (File, ALL, SOME, ALL, SOME, SOME, NONE),
+    (MappedRam, ALL, SOME, NONE, NONE, SOME, NONE),
+    (MappedRamMultifd, SOME, SOME, NONE, NONE, NONE, NONE),
+    (Background, ALL, SOME, SOME, NONE, SOME, NONE),
+    (Snapshot, ALL, ALL, ALL, ALL, ALL, SOME),
+    (IgnoreShared, ALL, SOME, SOME, SOME, SOME, NONE),
+    (CPRTransfer, ALL, SOME, NONE, NONE, SOME, NONE),
+    (Cancel, SOME, SOME, SOME, NONE, NONE, NONE),
+    (Killed, SOME, NONE, NONE, NONE, SOME, NONE),
+    (Smaller, SOME, NONE, NONE, NONE, NONE, NONE),
+    (OtherBlocks, SOME, SOME, SOME, NONE, NONE, NONE),
+    (LateRefused, SOME, SOME, SOME, SOME, NONE, NONE),
+    (SharedRefused, SOME, SOME, SOME, SOME, NONE, NONE),
+    (NoMemory, SOME, NONE, NONE, NONE, NONE, NONE),
+    (NoHugePages, SOME, NONE, NONE, NONE, NONE, NONE),
 )
 EVERYTHING = bool(os.environ.get('MIGRATION_MODES_ALL'))
 
@@ -562,8 +702,9 @@ class Journey:
     def __init__(self, test: unittest.TestCase, way: Way, setup: Setup,
                  first: Host) -> None:
         self.test, self.way = test, way
-        # What the streams have told about what they hold
-        self.descriptions: List[Any] = []
+        # What the streams have told about what they hold: all of one QEMU's,
+        # and of the device in any
+        self.descriptions: Dict[Any, Any] = {}
         station = Station(first, setup)
         test.addCleanup(station.shutdown)
         way.prepare(station)
@@ -584,8 +725,8 @@ class Journey:
         return self.way.outcome + ('*' if lost else '')
 
 
-LOST = ("with TCG, Debian's QEMU loses what the vCPU writes while it is "
-        "migrated")
+LOST = ('with TCG, stock QEMU loses what the vCPU writes while it is '
+        'migrated')
 
 
 class Table:
@@ -631,13 +772,16 @@ class Modes:
     class Base(unittest.TestCase):
         """The table of all ways and all pairs of hosts."""
         accel: str
+        machine: str
         hosts: Sequence[Host]
 
         def table(self, inaccessible: str) -> None:
             """Go all ways; print what came of it."""
-            table = Table(f'{self.accel}, unplugged-inaccessible='
-                          f'{inaccessible}', self.hosts)
-            column = TABLES.index((self.accel, inaccessible))
+            table = Table(f'{self.accel}, {self.machine}, '
+                          f'unplugged-inaccessible={inaccessible}',
+                          self.hosts)
+            column = TABLES.index((type(self).__name__[len('Test'):],
+                                   inaccessible))
             try:
                 for kind, *reaches in WAYS:
                     reach = ALL if EVERYTHING else reaches[column]
@@ -652,8 +796,8 @@ class Modes:
             # Not even a machine that fails may leave something behind there.
             with tempfile.TemporaryDirectory(
                     prefix='virtio-mem-', dir='/dev/shm') as directory:
-                setup = Setup(self.accel, inaccessible, way.backend,
-                              Path(directory))
+                setup = Setup(self.accel, self.machine, inaccessible,
+                              way.backend, Path(directory))
                 reason = way.why_not(setup)
                 if reason is not None:
                     table.add_reason(way, reason)
@@ -666,7 +810,8 @@ class Modes:
             """One machine, from host to host, as long as all is well."""
             journey = None
             for old, new in zip(self.hosts, self.hosts[1:]):
-                reason = way.reasons.get(new)
+                reason = (way.reasons.get(new) or old.why_not(setup)
+                          or new.why_not(setup))
                 if way.needs_writes and loses_writes(setup, old):
                     reason = LOST
                 if reach == SOME and (old, new) not in SOME_PAIRS:
@@ -697,6 +842,7 @@ class Modes:
 class TestKVM(Modes.Base):
     """With KVM, whose memslots and dirty log are real."""
     accel = 'kvm'
+    machine = NEW_MACHINE
     hosts = KVM_JOURNEY
 
     def setUp(self) -> None:
@@ -704,9 +850,16 @@ class TestKVM(Modes.Base):
             self.skipTest('/dev/kvm cannot be used')
 
 
+class TestOldKVM(TestKVM):
+    """The same with a machine that QEMU 7.2 has, too."""
+    machine = OLD_MACHINE
+    hosts = OLD_JOURNEY
+
+
 class TestTCG(Modes.Base):
     """With emulation."""
     accel = 'tcg'
+    machine = NEW_MACHINE
     hosts = TCG_JOURNEY
 
 

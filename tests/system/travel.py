@@ -13,12 +13,14 @@ import struct
 import unittest
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import (Any, Callable, Dict, List, Optional, Sequence, Set,
+                    Tuple)
 
 import environment
 import writer
 from drivers import Answer, State, VirtioMem
-from vhost_backends import DEVICE, DEVICE_SLOT, MEMORY, TracedMachine
+from vhost_backends import (DEVICE, DEVICE_SLOT, MEMORY, TracedMachine,
+                            peer_qemu)
 from vm import GIB, MIB, touched, usable_memslots
 from writer import PAGE, wait_soon
 
@@ -34,12 +36,17 @@ SEED = 11
 PLACES = 90
 
 
-@dataclass(frozen=True)
+# The newest machine type that each QEMU has: which QEMU 7.2 is, and one that
+# sends what is plugged ahead of memory.
+OLD_MACHINE, NEW_MACHINE = 'pc-i440fx-7.2', 'pc-i440fx-10.0'
+
+
+@dataclass(frozen=True, eq=False)
 class Host:
     """A QEMU to migrate from and to."""
     name: str
-    # None: Debian's, which has no such property
-    multiple: Optional[str]
+    # What has it map several memslots, or not
+    multiple: Dict[str, str]
     # How many memslots the device gets; more than one number if that
     # depends on what else there is
     memslots: Sequence[int] = (1,)
@@ -47,24 +54,43 @@ class Host:
     # How many memslots KVM says it has
     kvm: Optional[int] = None
     arguments: Sequence[str] = ()
+    # What gives the program: None, the one to be tested
+    stock: Optional[Callable[[], str]] = None
+
+    @property
+    def is_multiple(self) -> bool:
+        """Whether it may map several memslots."""
+        return 'on' in self.multiple.values()
+
+    def why_not(self, setup: 'Setup') -> Optional[str]:
+        """Why a machine cannot be there."""
+        if self is PEER_ON and setup.inaccessible != 'on':
+            return ('stock QEMU takes dynamic-memslots=on with '
+                    'unplugged-inaccessible=on only')
+        return None
 
 
-STOCK = Host('stock', None)
-OFF = Host('off', 'off')
-ON = Host('on', 'on', (12,))
+# Debian's, of different age
+STOCK = Host('7.2', {}, stock=environment.stock_qemu)
+PEER = Host('10.0', {}, stock=peer_qemu)
+PEER_ON = Host('10.0 on', {'dynamic-memslots': 'on'}, (12,), stock=peer_qemu)
+
+OFF = Host('off', {'multiple-memslots': 'off'})
+ON = Host('on', {'multiple-memslots': 'on'}, (12,))
 # The device has a small share of all memory that could be added.
-FEW = Host('few', 'on', (4,), maxmem=640 * GIB)
+FEW = Host('few', ON.multiple, (4,), maxmem=640 * GIB)
 # Others have taken most of what KVM has.
-FULL = Host('full', 'on', range(2, 12), kvm=512, arguments=(
+FULL = Host('full', ON.multiple, range(2, 12), kvm=512, arguments=(
     '-device', 'memslot-testdev,addr=0x40000000,count=496'))
 # KVM has so little that nobody gets more than one.
-ONE = Host('one', 'on', kvm=508)
+ONE = Host('one', ON.multiple, kvm=508)
 
 
 @dataclass(frozen=True)
 class Setup:
     """What all machines of a journey have in common."""
     accel: str
+    machine: str
     inaccessible: str
     # memory-backend-...
     backend: str
@@ -89,9 +115,9 @@ class Station(TracedMachine):
                  changes: Optional[Dict[str, str]] = None,
                  backend: Optional[str] = None) -> None:
         self.host, self.setup = host, setup
-        super().__init__(environment.stock_qemu() if host is STOCK
+        super().__init__(host.stock() if host.stock
                          else environment.qemu_system(),
-                         setup.accel, host.maxmem)
+                         setup.accel, host.maxmem, setup.machine)
         if host.kvm is not None:
             library = (environment.build_dir() / 'qemu-build' / 'tests'
                        / 'qtest' / 'kvm-preload.so')
@@ -101,9 +127,8 @@ class Station(TracedMachine):
         device = {
             'id': DEVICE, 'memdev': MEMORY, 'addr': str(DEVICE_SLOT),
             'requested-size': str(setup.requested),
-            'unplugged-inaccessible': setup.inaccessible}
-        if host.multiple is not None:
-            device['multiple-memslots'] = host.multiple
+            'unplugged-inaccessible': setup.inaccessible, **host.multiple}
+        if host.stock is None:
             self.add_args('-device', 'ram-discard-testdev,id=listener')
         device.update(changes or {})
         self.add_args('-object', backend or self._backend(MEMORY, SIZE),
@@ -313,6 +338,15 @@ class Traveller:
         self.writer.set_places([self.memory.start + place
                                 for place in sorted(places)])
 
+    def grow(self) -> None:
+        """Plug more, and write there; the vCPU sleeps after it."""
+        self.writer.stop()
+        more = self.pattern() - self.blocks
+        self.resize(self.blocks | more)
+        for block in more:
+            self.write(block * BLOCK
+                       + self.random.randrange(BLOCK // PAGE) * PAGE)
+
     def resize(self, wanted: Set[int]) -> None:
         """Unplug and plug blocks, by runs of them, in any order."""
         steps = [(self.memory.unplug, *run)
@@ -405,7 +439,7 @@ class Traveller:
 
     def verify_listener(self) -> None:
         """VFIO would know what is plugged, too."""
-        if self.station.host is not STOCK:
+        if self.station.host.stock is None:
             told = [self.station.cmd(
                 'qom-get', path='/machine/peripheral/listener', property=name)
                 for name in ('populated', 'errors')]
@@ -416,7 +450,7 @@ class Traveller:
         station, start = self.station, self.memory.start
         wanted = [(start, SIZE)]
         slots = 1
-        if station.host.multiple == 'on':
+        if station.host.is_multiple:
             plan = station.plan(DEVICE)
             slots = len(plan)
             if station.setup.inaccessible == 'on':
