@@ -1,5 +1,5 @@
 """
-Without multiple memslots, "info mtree" is what Debian's QEMU prints.
+Without multiple memslots, "info mtree" is what Debian's QEMU 10.0 prints.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -9,6 +9,7 @@ import unittest
 from typing import Dict, List, Tuple
 
 import environment
+from vhost_backends import peer_qemu
 from vm import GIB, VirtualMachine
 
 PROPERTIES: Tuple[Dict[str, str], ...] = ({}, {'multiple_memslots': 'off'})
@@ -57,10 +58,9 @@ class TestUnchanged(unittest.TestCase):
 
     def test_same(self) -> None:
         """All forms of the command, both kinds of machine and device."""
-        for machine in ('pc-q35-7.2', 'pc-i440fx-7.2'):
+        for machine in ('pc-q35-10.0', 'pc-i440fx-7.2'):
             for inaccessible in ('on', 'off', 'auto'):
-                stock = self.outputs(environment.stock_qemu(), machine,
-                                     inaccessible)
+                stock = self.outputs(peer_qemu(), machine, inaccessible)
                 for properties in PROPERTIES:
                     with self.subTest(machine=machine,
                                       inaccessible=inaccessible,
