@@ -2,7 +2,9 @@
 Programs of Debian's that are downloaded and unpacked, not installed.
 
 A program lies in a directory of its own: all that was unpacked below root/,
-and a wrapper, named like the program, that runs it there.
+and a wrapper, named like the program, that runs it there. It runs with what
+the system has if it is of the same release of Debian, else with nothing but
+what was unpacked along with it, the C library included.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -18,8 +20,13 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 from debian_packages import DebianPackages, PackageError, unpack
+from debian_sources import running_release
 
 LIBRARIES = ('lib/x86_64-linux-gnu', 'usr/lib/x86_64-linux-gnu')
+LOADER = 'ld-linux-x86-64.so.2'
+# What programs need to be installed, but not to run from where they lie
+NOT_NEEDED = ('adduser', 'debconf', 'dpkg', 'passwd', 'perl-base', 'systemd',
+              'tar')
 
 
 class DebianProgram:
@@ -29,16 +36,29 @@ class DebianProgram:
                  suite: Optional[str] = None) -> None:
         """
         Any @version that starts so will do, from a @suite that the system
-        need not be set up for.
+        need not be set up for, not even for its release.
         """
         self.name = name
         self.package = package
         self.version = version
-        self.suite = suite
+        self.suite = suite if suite != running_release() else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether it runs without what the system has."""
+        return self.suite is not None \
+            and self.suite.partition('-')[0] != running_release()
 
     def command(self, root: Path) -> List[str]:
         """What runs it."""
-        return [str(root / 'usr' / 'bin' / self.name)]
+        program = str(root / 'usr' / 'bin' / self.name)
+        if not self.alone:
+            return [program]
+        libraries = [root / library for library in LIBRARIES]
+        loader = next(library / LOADER for library in libraries
+                      if (library / LOADER).exists())
+        return [str(loader), '--library-path',
+                ':'.join(map(str, libraries)), program]
 
     def arguments(self, _root: Path) -> List[str]:
         """What comes before the arguments that the user gives."""
@@ -46,6 +66,8 @@ class DebianProgram:
 
     def environment(self, root: Path) -> Dict[str, str]:
         """Environment variables to run it with."""
+        if self.alone:
+            return {}
         libraries = [str(root / library) for library in LIBRARIES]
         return {'LD_LIBRARY_PATH': ':'.join(libraries)}
 
@@ -59,14 +81,17 @@ class DebianProgram:
 
     def packages(self, packages: DebianPackages) -> List[str]:
         """Package=version of all that has to be downloaded."""
-        return packages.missing_for(self.newest(packages, self.package))
+        newest = self.newest(packages, self.package)
+        if self.alone:
+            return packages.needed_by([newest], NOT_NEEDED)
+        return packages.missing_for(newest)
 
     def newest(self, packages: DebianPackages, package: str) -> str:
         """Package=version of the newest one that will do."""
         versions = [version for version in packages.versions(package)
                     if version.split(':')[-1].startswith(self.version)]
         if not versions:
-            where = self.suite or 'bookworm'
+            where = self.suite or running_release()
             raise PackageError(
                 f'apt offers no {package} {self.version}'.rstrip()
                 + f'; check that a server with {where} is among the '

@@ -49,11 +49,11 @@ class DebianTest(SandboxTest):
               'APT::Default-Release "nowhere";\n'
               'Acquire::Retries "0";\n')
 
-    def publish(self, suite: str, index: str, scan: str, pool: str) -> None:
-        """Write an index of what is in a part of the pool."""
+    def publish(self, suite: str, index: str, *scan: str) -> None:
+        """Write an index, as a command prints it."""
         directory = self.archive / "dists" / suite
         file = directory / "main" / index
-        text = subprocess.run([scan, pool], cwd=self.archive, check=True,
+        text = subprocess.run(scan, cwd=self.archive, check=True,
                               capture_output=True).stdout
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text)
@@ -95,21 +95,24 @@ class DebianTest(SandboxTest):
         self.publish(suite, "source/Sources", "dpkg-scansources", pool)
 
     def package(self, suite: str, name: str, version: str,
-                files: dict[str, str]) -> None:
-        """Have a suite offer a package with some files."""
+                files: dict[str, bytes], depends: str = "") -> None:
+        """Have a suite offer a package with some files, all executable."""
         tree = self.scratch / "tree"
         write(tree / "DEBIAN" / "control",
               f"Package: {name}\nVersion: {version}\nArchitecture: all\n"
-              "Maintainer: Ann Author <ann@x.org>\nDescription: tiny\n")
-        for path, text in files.items():
-            write(tree / path, text)
+              "Maintainer: Ann Author <ann@x.org>\nDescription: tiny\n"
+              + (f"Depends: {depends}\n" if depends else ""))
+        for path, content in files.items():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            (tree / path).write_bytes(content)
+            (tree / path).chmod(0o755)
         pool = f"pool/{suite}"
         (self.archive / pool).mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg-deb", "--build", tree, self.archive / pool],
                        check=True, capture_output=True)
         shutil.rmtree(tree)
         self.publish(suite, "binary-amd64/Packages", "dpkg-scanpackages",
-                     pool)
+                     "--multiversion", pool)
 
 
 class Source(DebianTest):
@@ -222,7 +225,7 @@ class Meson(DebianTest):
 
     def offer(self, version: str) -> None:
         self.package(f"{RUNNING}-backports", "meson", version,
-                     {f"{self.MODULES}/mesonbuild/__init__.py": version})
+                     {f"{self.MODULES}/mesonbuild/__init__.py": b""})
 
     def test_is_not_had_if_not_needed(self) -> None:
         write(self.source / "pythondeps.toml",
@@ -250,3 +253,42 @@ class Meson(DebianTest):
                        "./configure", f"--qemu-src={self.source}",
                        env=self.env)
         self.assertFalse((self.build / "meson").exists())
+
+
+class Programs(DebianTest):
+    """Programs that are unpacked and run where they lie."""
+
+    LIBRARIES = "usr/lib/x86_64-linux-gnu"
+
+    def get(self, suite: str) -> str:
+        """Get a program of a suite, return what its wrapper runs it with."""
+        code = ("import sys; sys.path.insert(0, 'scripts'); "
+                "sys.dont_write_bytecode = True; import debian_program as d; "
+                f"sys.exit(d.main(d.DebianProgram('true', 'toy', '7.2', "
+                f"'{suite}'), 'Toy', ['toy']))")
+        self.succeed("/usr/bin/python3", "-c", code, env=self.env)
+        self.assertIn("coreutils", self.succeed("toy/true", "--version"))
+        return (self.root / "toy" / "true").read_text()
+
+    def offer(self, suite: str) -> None:
+        self.package(suite, "libtoy", "1-1", {
+            f"{self.LIBRARIES}/{path.name}": path.read_bytes()
+            for path in (Path("/lib64/ld-linux-x86-64.so.2"),
+                         Path(f"/{self.LIBRARIES}/libc.so.6"))})
+        for version in ("7.1-9", "7.2.1-1", "8.0-1"):
+            self.package(suite, "toy", version,
+                         {"usr/bin/true": Path("/usr/bin/true").read_bytes()},
+                         "libtoy, dpkg")
+
+    def test_of_another_release_bring_all_along(self) -> None:
+        suite = "trixie" if RUNNING == "bookworm" else "bookworm"
+        self.offer(suite)
+        self.assertIn(f"root/{self.LIBRARIES}/ld-linux-x86-64.so.2 "
+                      "--library-path ", self.get(suite))
+
+    def test_of_backports_run_with_what_is_there(self) -> None:
+        suite = f"{RUNNING}-backports"
+        self.offer(suite)
+        wrapper = self.get(suite)
+        self.assertIn("export LD_LIBRARY_PATH=", wrapper)
+        self.assertNotIn("ld-linux", wrapper)
