@@ -1,23 +1,23 @@
 /*
  * Memslot account: who holds memslots, and what memory devices were promised
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
 #include "hw/mem/memslot-account.h"
 #include "exec/address-spaces.h"
 #include "hw/boards.h"
-#include "hw/virtio/vhost.h"
+#include "hw/virtio/vhost-memslots.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-machine.h"
 #include "qemu/error-report.h"
-#include "sysemu/kvm.h"
+#include "system/kvm.h"
 #include "trace.h"
 
 /* What one memory device was promised, and has mapped of it. */
 typedef struct MemslotPromise {
+    /* what is mapped: @ram, or a container for memslots that are parts of it */
+    MemoryRegion *mr;
     MemoryRegion *ram;
     hwaddr addr;
     unsigned int required;
@@ -25,23 +25,24 @@ typedef struct MemslotPromise {
     QLIST_ENTRY(MemslotPromise) next;
 } MemslotPromise;
 
-/* Sums of several promises. */
-typedef struct MemslotTally {
-    unsigned int required;
-    unsigned int used;
-    unsigned int reserved;
-} MemslotTally;
-
 static bool memslot_is_shared(MemoryRegion *ram)
 {
     return memory_region_get_fd(ram) >= 0;
 }
 
-/* The promises as one sees them that has to hold the memslots. */
-static MemslotTally memslot_account_tally(const MemslotAccount *account,
-                                          bool shared_only, bool coalesced)
+static bool memslot_holder_sees(const MemslotHolder *holder, MemoryRegion *ram)
 {
-    const unsigned int most = coalesced ? 1 : UINT_MAX;
+    return !holder->shared_only || memslot_is_shared(ram);
+}
+
+static bool memslot_promise_is_on_demand(const MemslotPromise *promise)
+{
+    return promise->mr != promise->ram;
+}
+
+MemslotTally memslot_account_tally(const MemslotAccount *account,
+                                   const MemslotHolder *holder)
+{
     MemslotTally tally = {};
     const MemslotPromise *promise;
 
@@ -49,13 +50,18 @@ static MemslotTally memslot_account_tally(const MemslotAccount *account,
         return tally;
     }
 
-    tally.used = shared_only ? 0 : account->strays;
+    tally.used = holder && holder->shared_only ? 0 : account->strays;
     QLIST_FOREACH(promise, &account->promises, next) {
-        const unsigned int required = MIN(promise->required, most);
-        const unsigned int used = MIN(promise->used, most);
+        unsigned int required = promise->required;
+        unsigned int used = promise->used;
 
-        if (shared_only && !memslot_is_shared(promise->ram)) {
+        if (holder && !memslot_holder_sees(holder, promise->ram)) {
             continue;
+        }
+        if (holder && holder->whole_devices &&
+            memslot_promise_is_on_demand(promise)) {
+            /* It is there from plug to unplug. */
+            required = used = 1;
         }
         tally.required += required;
         tally.used += used;
@@ -63,6 +69,16 @@ static MemslotTally memslot_account_tally(const MemslotAccount *account,
         tally.reserved += required - MIN(required, used);
     }
     return tally;
+}
+
+MemslotCounts memslot_account_counts(const MemslotAccount *account,
+                                     const MemslotHolder *holder)
+{
+    return (MemslotCounts) {
+        .limit = holder->limit,
+        .used = holder->used,
+        .reserved = memslot_account_tally(account, holder).reserved,
+    };
 }
 
 static MemoryRegion *memslot_resolve_alias(MemoryRegion *mr)
@@ -90,19 +106,13 @@ static MemslotPromise *memslot_account_find_promise(MemslotAccount *account,
  * Count a section of the device memory with what its memory device was
  * promised, or with the strays. Returns whether it is covered by a promise, or
  * of no concern.
- *
- * The listener is not one of an address space of its own: all its flat views
- * would have to be generated, too. This way, we see what KVM and vhost see.
  */
 static bool memslot_account_count(MemslotAccount *account,
                                   MemoryRegionSection *section, int change)
 {
-    DeviceMemoryState *dms = container_of(account, DeviceMemoryState, memslots);
-    const hwaddr addr = section->offset_within_address_space;
     MemslotPromise *promise;
 
-    if (!memory_region_is_ram(section->mr) || addr < dms->base ||
-        addr - dms->base >= memory_region_size(&dms->mr)) {
+    if (!memory_region_is_ram(section->mr)) {
         return true;
     }
 
@@ -135,44 +145,22 @@ static void memslot_account_region_del(MemoryListener *listener,
     memslot_account_count(account, section, -1);
 }
 
-/* Returns NULL if there is no device memory, and so no promises. */
-static MemslotAccount *memslot_account_find(MachineState *ms)
+void memslot_account_init(MemslotAccount *account, AddressSpace *as)
 {
-    MemslotAccount *account;
-
-    if (!ms || !ms->device_memory) {
-        return NULL;
-    }
-
-    account = &ms->device_memory->memslots;
-    if (!account->listener.name) {
-        account->listener = (MemoryListener) {
-            .name = "memslot-account",
-            .region_add = memslot_account_region_add,
-            .region_del = memslot_account_region_del,
-        };
-        memory_listener_register(&account->listener, &address_space_memory);
-    }
-    return account;
-}
-
-static MemslotCounts memslot_holder_counts(const MemslotHolder *holder,
-                                           const MemslotAccount *account)
-{
-    return (MemslotCounts) {
-        .limit = holder->limit,
-        .used = holder->used,
-        .reserved = memslot_account_tally(account, holder->shared_only,
-                                          holder->coalesced).reserved,
+    account->listener = (MemoryListener) {
+        .name = "memslot-account",
+        .region_add = memslot_account_region_add,
+        .region_del = memslot_account_region_del,
     };
+    memory_listener_register(&account->listener, as);
 }
 
-static bool memslot_holder_sees(const MemslotHolder *holder, MemoryRegion *ram)
+MemslotAccount *memslot_account_find(MachineState *ms)
 {
-    return !holder->shared_only || memslot_is_shared(ram);
+    return ms && ms->device_memory ? &ms->device_memory->memslots : NULL;
 }
 
-static void foreach_memslot_holder(MemslotHolderFunc *func, void *opaque)
+void memslot_account_foreach_holder(MemslotHolderFunc *func, void *opaque)
 {
     if (kvm_enabled()) {
         const unsigned int limit = kvm_get_max_memslots();
@@ -197,10 +185,10 @@ typedef struct HolderCounts {
 static void memslot_holder_collect(const MemslotHolder *holder, void *opaque)
 {
     HolderCounts *collect = opaque;
-    const MemslotCounts counts = memslot_holder_counts(holder,
-                                                       collect->account);
+    const MemslotCounts counts = memslot_account_counts(collect->account,
+                                                        holder);
 
-    if (memslot_holder_sees(holder, collect->ram) && !holder->coalesced) {
+    if (memslot_holder_sees(holder, collect->ram) && !holder->whole_devices) {
         trace_memslot_account_holder(collect->id,
                                      holder->id ? holder->id : "KVM",
                                      counts.limit, counts.used,
@@ -213,7 +201,7 @@ unsigned int memslot_account_budget(MachineState *ms, const char *id,
                                     MemoryRegion *ram, uint64_t unassigned_size)
 {
     const MemslotAccount *account = memslot_account_find(ms);
-    const MemslotTally tally = memslot_account_tally(account, false, false);
+    const MemslotTally tally = memslot_account_tally(account, NULL);
     g_autoptr(GArray) counts = g_array_new(false, false, sizeof(MemslotCounts));
     HolderCounts collect = {
         .account = account,
@@ -228,7 +216,7 @@ unsigned int memslot_account_budget(MachineState *ms, const char *id,
     };
     unsigned int budget;
 
-    foreach_memslot_holder(memslot_holder_collect, &collect);
+    memslot_account_foreach_holder(memslot_holder_collect, &collect);
     facts.holders = (MemslotCounts *)counts->data;
     facts.nr_holders = counts->len;
 
@@ -258,8 +246,8 @@ static void memslot_holder_check_device(const MemslotHolder *holder,
                                         void *opaque)
 {
     HolderCheck *check = opaque;
-    const MemslotCounts counts = memslot_holder_counts(holder, check->account);
-    const unsigned int needed = holder->coalesced ? 1 : check->memslots;
+    const MemslotCounts counts = memslot_account_counts(check->account, holder);
+    const unsigned int needed = holder->whole_devices ? 1 : check->memslots;
     g_autofree char *name = NULL;
 
     if (check->failed || !memslot_holder_sees(holder, check->ram) ||
@@ -292,16 +280,18 @@ bool memslot_account_check_device(MachineState *ms, const char *id,
         .errp = errp,
     };
 
-    foreach_memslot_holder(memslot_holder_check_device, &check);
+    memslot_account_foreach_holder(memslot_holder_check_device, &check);
     return !check.failed;
 }
 
-void memslot_account_promise(MachineState *ms, MemoryRegion *ram,
-                             hwaddr addr, unsigned int memslots)
+void memslot_account_promise(MachineState *ms, MemoryRegion *mr,
+                             MemoryRegion *ram, hwaddr addr,
+                             unsigned int memslots)
 {
     MemslotAccount *account = memslot_account_find(ms);
     MemslotPromise *promise = g_new0(MemslotPromise, 1);
 
+    promise->mr = memslot_resolve_alias(mr);
     promise->ram = memslot_resolve_alias(ram);
     promise->addr = addr;
     promise->required = memslots;
@@ -328,16 +318,12 @@ static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
         .limit = holder->limit,
         .used = holder->used,
     };
-    unsigned int needed = check->memslots;
+    const unsigned int needed = check->memslots;
     g_autofree char *name = NULL;
 
-    if (holder->coalesced) {
-        const MemslotPromise *promise;
-
-        promise = memslot_account_find_promise(check->account, check->ram);
-        needed = promise && promise->used ? 0 : MIN(needed, 1);
-    }
-    if (check->failed || !needed || !memslot_holder_sees(holder, check->ram) ||
+    /* What is shown as a whole is there already. */
+    if (check->failed || holder->whole_devices || !needed ||
+        !memslot_holder_sees(holder, check->ram) ||
         memslot_counts_fit(&counts, needed)) {
         return;
     }
@@ -363,7 +349,7 @@ bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
         .errp = errp,
     };
 
-    foreach_memslot_holder(memslot_holder_check_map, &check);
+    memslot_account_foreach_holder(memslot_holder_check_map, &check);
     if (check.failed) {
         return false;
     }
@@ -387,39 +373,19 @@ bool memslot_account_map_end(Error **errp)
     return !ret;
 }
 
-bool memslot_account_wants_coalesced(const MemslotHolder *backend)
+bool memslot_account_wants_whole_devices(const MemslotHolder *backend)
 {
     const MemslotAccount *account = memslot_account_find(current_machine);
-    const MemslotCounts counts = memslot_holder_counts(backend, account);
+    const MemslotCounts counts = memslot_account_counts(account, backend);
 
-    return memslot_counts_coalesce(&counts);
-}
-
-void memslot_account_coalesce(MemoryRegionSection *section)
-{
-    DeviceMemoryState *dms = current_machine ? current_machine->device_memory
-                                             : NULL;
-    const MemslotPromise *promise;
-
-    /* Listeners call us, so this is not the time to register another one. */
-    promise = dms ? memslot_account_find_promise(&dms->memslots, section->mr)
-                  : NULL;
-    if (!promise || promise->required == 1 ||
-        section->offset_within_address_space - promise->addr !=
-        section->offset_within_region) {
-        return;
-    }
-
-    section->offset_within_address_space = promise->addr;
-    section->offset_within_region = 0;
-    section->size = int128_make64(memory_region_size(promise->ram));
+    return memslot_counts_whole_devices(&counts);
 }
 
 bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
 {
     ERRP_GUARD();
     const MemslotAccount *account = memslot_account_find(current_machine);
-    const MemslotCounts counts = memslot_holder_counts(backend, account);
+    const MemslotCounts counts = memslot_account_counts(account, backend);
 
     if (memslot_counts_fit(&counts, 0)) {
         return true;
@@ -433,47 +399,59 @@ bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
     return false;
 }
 
-typedef struct HolderQuery {
-    const MemslotAccount *account;
-    MemslotHolderInfoList **tail;
-} HolderQuery;
-
-static void memslot_holder_query(const MemslotHolder *holder, void *opaque)
+static gint memslot_promise_compare(gconstpointer a, gconstpointer b)
 {
-    HolderQuery *query = opaque;
-    const MemslotCounts counts = memslot_holder_counts(holder, query->account);
-    MemslotHolderInfo *info = g_new0(MemslotHolderInfo, 1);
+    const MemslotPromise *promise_a = *(MemslotPromise *const *)a;
+    const MemslotPromise *promise_b = *(MemslotPromise *const *)b;
 
-    info->type = holder->id ? MEMSLOT_HOLDER_TYPE_VHOST
-                            : MEMSLOT_HOLDER_TYPE_KVM;
-    info->has_id = holder->id;
-    info->id = g_strdup(holder->id);
-    info->has_limit = info->has_free = counts.limit != MEMSLOTS_UNLIMITED;
-    if (info->has_limit) {
-        info->limit = counts.limit;
-        info->free = memslot_counts_free(&counts);
-    }
-    info->used = counts.used;
-    info->reserved = counts.reserved;
-    info->shared_only = holder->shared_only;
-    info->coalesced = holder->coalesced;
-    QAPI_LIST_APPEND(query->tail, info);
+    return promise_a->addr < promise_b->addr ? -1 :
+           promise_a->addr > promise_b->addr;
 }
 
-MemslotsInfo *qmp_query_memslots(Error **errp)
+/*
+ * Listeners ask while a device is unplugged, whose promise is released after
+ * that: its memory region tells whether it is there.
+ */
+static bool memslot_promise_is_shown(const MemslotPromise *promise)
+{
+    return memslot_promise_is_on_demand(promise) &&
+           memory_region_is_mapped(promise->mr);
+}
+
+void memslot_account_foreach_device(MemslotDeviceFunc *func, void *opaque)
 {
     const MemslotAccount *account = memslot_account_find(current_machine);
-    const MemslotTally tally = memslot_account_tally(account, false, false);
-    MemslotsInfo *info = g_new0(MemslotsInfo, 1);
-    HolderQuery query = {
-        .account = account,
-        .tail = &info->holders,
-    };
+    g_autoptr(GPtrArray) promises = g_ptr_array_new();
+    MemslotPromise *promise;
+    unsigned int i;
 
-    info->soft_limit = MEMSLOTS_SOFT_LIMIT;
-    info->required = tally.required;
-    info->used = tally.used;
-    info->reserved = tally.reserved;
-    foreach_memslot_holder(memslot_holder_query, &query);
-    return info;
+    if (!account) {
+        return;
+    }
+
+    QLIST_FOREACH(promise, &account->promises, next) {
+        if (memslot_promise_is_shown(promise)) {
+            g_ptr_array_add(promises, promise);
+        }
+    }
+    g_ptr_array_sort(promises, memslot_promise_compare);
+
+    for (i = 0; i < promises->len; i++) {
+        promise = g_ptr_array_index(promises, i);
+        func(&(MemoryRegionSection) {
+            .mr = promise->ram,
+            .offset_within_address_space = promise->addr,
+            .size = int128_make64(memory_region_size(promise->ram)),
+            .unmergeable = true,
+        }, opaque);
+    }
+}
+
+bool memslot_account_is_on_demand(MemoryRegion *ram)
+{
+    MemslotAccount *account = memslot_account_find(current_machine);
+    const MemslotPromise *promise;
+
+    promise = account ? memslot_account_find_promise(account, ram) : NULL;
+    return promise && memslot_promise_is_shown(promise);
 }

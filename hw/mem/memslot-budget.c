@@ -1,8 +1,7 @@
 /*
  * Memslot budget: how many memslots a memory device may use
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
@@ -39,7 +38,7 @@ bool memslot_counts_fit(const MemslotCounts *counts, unsigned int needed)
            (uint64_t)counts->used + counts->reserved + needed <= counts->limit;
 }
 
-bool memslot_counts_coalesce(const MemslotCounts *counts)
+bool memslot_counts_whole_devices(const MemslotCounts *counts)
 {
     return counts->limit < MEMSLOTS_HISTORICAL_MAX ||
            !memslot_counts_fit(counts, 0);

@@ -1,8 +1,7 @@
 /*
  * HMP commands related to memslots
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
@@ -14,7 +13,7 @@
 static void hmp_print_memslot_holder(Monitor *mon,
                                      const MemslotHolderInfo *holder)
 {
-    if (holder->has_id) {
+    if (holder->id) {
         monitor_printf(mon, "Memslots [%s]: \"%s\"\n",
                        MemslotHolderType_str(holder->type), holder->id);
     } else {
@@ -31,8 +30,8 @@ static void hmp_print_memslot_holder(Monitor *mon,
     monitor_printf(mon, "  reserved: %" PRId64 "\n", holder->reserved);
     monitor_printf(mon, "  shared-only: %s\n",
                    holder->shared_only ? "true" : "false");
-    monitor_printf(mon, "  coalesced: %s\n",
-                   holder->coalesced ? "true" : "false");
+    monitor_printf(mon, "  whole-devices: %s\n",
+                   holder->whole_devices ? "true" : "false");
 }
 
 void hmp_info_memslots(Monitor *mon, const QDict *qdict)

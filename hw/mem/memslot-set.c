@@ -1,8 +1,7 @@
 /*
  * Memslot set: a RAM memory region, mapped piece by piece
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
@@ -13,45 +12,59 @@
 
 struct MemslotSet {
     MemoryRegion container;
+    Object *owner;
     /* the RAM memory region that the aliases point into */
     MemoryRegion *mr;
+    /* NULL until the set is divided */
     MemslotPlan *plan;
     /* one per memslot of the plan; a subregion of the container if mapped */
     MemoryRegion *aliases;
 };
 
-MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr,
-                            MemslotPlan *plan)
+MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr)
 {
-    const unsigned int count = memslot_plan_count(plan);
-    const uint64_t size = memory_region_size(mr);
     MemslotSet *set = g_new0(MemslotSet, 1);
-    unsigned int i;
 
-    g_assert(qemu_mutex_iothread_locked());
+    g_assert(bql_locked());
     g_assert(memory_region_is_ram(mr));
-    g_assert(memslot_plan_offset(plan, count - 1) +
-             memslot_plan_size(plan, count - 1) == size);
 
-    memory_region_init(&set->container, owner, name, size);
+    memory_region_init(&set->container, owner, name, memory_region_size(mr));
     set->container.align = memory_region_get_alignment(mr);
     /* Handed down to all aliases, see memory_region_set_unmergeable(). */
     memory_region_set_unmergeable(&set->container, true);
-
+    set->owner = owner;
     set->mr = mr;
+    return set;
+}
+
+void memslot_set_divide(MemslotSet *set, MemslotPlan *plan)
+{
+    const unsigned int count = memslot_plan_count(plan);
+    const uint64_t size = memory_region_size(set->mr);
+    unsigned int i;
+
+    g_assert(bql_locked());
+    g_assert(!set->plan);
+    g_assert(memslot_plan_offset(plan, count - 1) +
+             memslot_plan_size(plan, count - 1) == size);
+
     set->plan = plan;
-    trace_memslot_set_plan(memory_region_name(mr), size, count,
+    trace_memslot_set_plan(memory_region_name(set->mr), size, count,
                            memslot_plan_size(plan, 0));
 
     set->aliases = g_new0(MemoryRegion, count);
     for (i = 0; i < count; i++) {
         g_autofree char *alias_name = g_strdup_printf("memslot-%u", i);
 
-        memory_region_init_alias(&set->aliases[i], owner, alias_name, mr,
-                                 memslot_plan_offset(plan, i),
+        memory_region_init_alias(&set->aliases[i], set->owner, alias_name,
+                                 set->mr, memslot_plan_offset(plan, i),
                                  memslot_plan_size(plan, i));
     }
-    return set;
+}
+
+bool memslot_set_is_divided(const MemslotSet *set)
+{
+    return set->plan;
 }
 
 void memslot_set_free(MemslotSet *set)
@@ -62,7 +75,7 @@ void memslot_set_free(MemslotSet *set)
         return;
     }
 
-    for (i = 0; i < memslot_plan_count(set->plan); i++) {
+    for (i = 0; set->plan && i < memslot_plan_count(set->plan); i++) {
         g_assert(!memory_region_is_mapped(&set->aliases[i]));
         object_unparent(OBJECT(&set->aliases[i]));
     }
@@ -80,15 +93,15 @@ MemoryRegion *memslot_set_container(MemslotSet *set)
 
 unsigned int memslot_set_count(const MemslotSet *set)
 {
-    return memslot_plan_count(set->plan);
+    return set->plan ? memslot_plan_count(set->plan) : 1;
 }
 
 unsigned int memslot_set_count_mapped(const MemslotSet *set)
 {
     unsigned int i, count = 0;
 
-    g_assert(qemu_mutex_iothread_locked());
-    for (i = 0; i < memslot_plan_count(set->plan); i++) {
+    g_assert(bql_locked());
+    for (i = 0; set->plan && i < memslot_plan_count(set->plan); i++) {
         count += memory_region_is_mapped(&set->aliases[i]);
     }
     return count;
@@ -99,8 +112,8 @@ uint64_t memslot_set_mapped_size(const MemslotSet *set)
     uint64_t size = 0;
     unsigned int i;
 
-    g_assert(qemu_mutex_iothread_locked());
-    for (i = 0; i < memslot_plan_count(set->plan); i++) {
+    g_assert(bql_locked());
+    for (i = 0; set->plan && i < memslot_plan_count(set->plan); i++) {
         if (memory_region_is_mapped(&set->aliases[i])) {
             size += memslot_plan_size(set->plan, i);
         }
@@ -137,9 +150,11 @@ static void memslot_set_find(const MemslotSet *set, uint64_t offset,
                              uint64_t size, unsigned int *first,
                              unsigned int *last)
 {
-    const bool found = memslot_plan_find(set->plan, offset, size, first, last);
+    bool found;
 
-    g_assert(qemu_mutex_iothread_locked());
+    g_assert(bql_locked());
+    g_assert(set->plan);
+    found = memslot_plan_find(set->plan, offset, size, first, last);
     g_assert(found);
 }
 
@@ -157,9 +172,10 @@ unsigned int memslot_set_count_missing(MemslotSet *set, uint64_t offset,
     return missing;
 }
 
-void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
-                      MemslotWanted *wanted, void *opaque)
+MemslotHull memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
+                             MemslotWanted *wanted, void *opaque)
 {
+    MemslotHull unmapped = { .start = UINT64_MAX };
     unsigned int i, first, last;
 
     memslot_set_find(set, offset, size, &first, &last);
@@ -172,10 +188,15 @@ void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
         if (is_wanted && !is_mapped) {
             memslot_set_map_one(set, i);
         } else if (!is_wanted && is_mapped) {
+            const uint64_t start = memslot_plan_offset(set->plan, i);
+
             memslot_set_unmap_one(set, i);
+            unmapped.start = MIN(unmapped.start, start);
+            unmapped.end = start + memslot_plan_size(set->plan, i);
         }
     }
     memory_region_transaction_commit();
+    return unmapped;
 }
 
 void memslot_set_for_each_unmapped(MemslotSet *set, uint64_t offset,
@@ -200,6 +221,8 @@ static bool memslot_wanted_never(uint64_t offset, uint64_t size, void *opaque)
 
 void memslot_set_unmap_all(MemslotSet *set)
 {
-    memslot_set_sync(set, 0, memory_region_size(set->mr), memslot_wanted_never,
-                     NULL);
+    if (set->plan) {
+        memslot_set_sync(set, 0, memory_region_size(set->mr),
+                         memslot_wanted_never, NULL);
+    }
 }

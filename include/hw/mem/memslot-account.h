@@ -8,8 +8,7 @@
  *
  * All of it must be called with the BQL held.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef HW_MEM_MEMSLOT_ACCOUNT_H
@@ -24,23 +23,33 @@
  * @limit: the memslots that it can hold, or MEMSLOTS_UNLIMITED
  * @used: the memslots that it holds
  * @shared_only: it does not see memory without a file descriptor
- * @coalesced: it is shown each memory device as a whole, in one memslot, as
- *     long as any of the device's memslots is mapped
+ * @whole_devices: it is shown each memory device that maps memslots on demand
+ *     as a whole, in one memslot, from plug to unplug
  */
 typedef struct MemslotHolder {
     const char *id;
     unsigned int limit;
     unsigned int used;
     bool shared_only;
-    bool coalesced;
+    bool whole_devices;
 } MemslotHolder;
 
 typedef void MemslotHolderFunc(const MemslotHolder *holder, void *opaque);
 
 /**
+ * MemslotTally: sums over memory devices
+ * @required: the most memslots that they may map
+ * @used: the memslots that they have mapped
+ * @reserved: the memslots that they may map and have not mapped
+ */
+typedef struct MemslotTally {
+    unsigned int required;
+    unsigned int used;
+    unsigned int reserved;
+} MemslotTally;
+
+/**
  * MemslotAccount: the account of a machine's device memory
- *
- * Zero-initialized, it is ready for use.
  */
 typedef struct MemslotAccount {
     /* private: */
@@ -50,6 +59,45 @@ typedef struct MemslotAccount {
     /* mapped into the device memory, but not promised to any memory device */
     unsigned int strays;
 } MemslotAccount;
+
+/**
+ * memslot_account_init: open the account of a machine's device memory
+ * @account: the account, zero-initialized
+ * @as: the address space of the device memory, with nothing mapped
+ */
+void memslot_account_init(MemslotAccount *account, AddressSpace *as);
+
+/**
+ * memslot_account_find: the account of a machine
+ * @ms: the machine; NULL is fine
+ *
+ * Returns: NULL if there is no device memory, and so no promises.
+ */
+MemslotAccount *memslot_account_find(MachineState *ms);
+
+/**
+ * memslot_account_tally: sum up what memory devices were promised
+ * @account: the account; NULL is fine
+ * @holder: who has to hold it; NULL: all of it
+ */
+MemslotTally memslot_account_tally(const MemslotAccount *account,
+                                   const MemslotHolder *holder);
+
+/**
+ * memslot_account_counts: the counts of one that holds memslots
+ * @account: the account; NULL is fine
+ * @holder: KVM or a vhost backend
+ */
+MemslotCounts memslot_account_counts(const MemslotAccount *account,
+                                     const MemslotHolder *holder);
+
+/**
+ * memslot_account_foreach_holder: visit KVM, if it is used, and all vhost
+ * backends
+ * @func: called for each of them
+ * @opaque: passed to @func
+ */
+void memslot_account_foreach_holder(MemslotHolderFunc *func, void *opaque);
 
 /**
  * memslot_account_budget: decide how many memslots a memory device may use
@@ -82,6 +130,8 @@ bool memslot_account_check_device(MachineState *ms, const char *id,
 /**
  * memslot_account_promise: promise memslots to a memory device
  * @ms: the machine, which has device memory
+ * @mr: the memory region of the device that is about to be mapped; another one
+ *     than @ram if it is a container in which the device maps memslots
  * @ram: the device's RAM memory region
  * @addr: the guest-physical address of the device's memory
  * @memslots: the most memslots that the device may map
@@ -89,8 +139,9 @@ bool memslot_account_check_device(MachineState *ms, const char *id,
  * To be called before the device's memory gets mapped, after
  * memslot_account_check_device() was successful.
  */
-void memslot_account_promise(MachineState *ms, MemoryRegion *ram,
-                             hwaddr addr, unsigned int memslots);
+void memslot_account_promise(MachineState *ms, MemoryRegion *mr,
+                             MemoryRegion *ram, hwaddr addr,
+                             unsigned int memslots);
 
 /**
  * memslot_account_release: take a promise back
@@ -130,12 +181,13 @@ bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
 bool memslot_account_map_end(Error **errp);
 
 /**
- * memslot_account_wants_coalesced: whether to coalesce a vhost backend's view
+ * memslot_account_wants_whole_devices: whether to show a vhost backend memory
+ * devices as a whole
  * @backend: the backend, with the memslots that it would hold as of now
  *
  * To be decided once, when the backend comes.
  */
-bool memslot_account_wants_coalesced(const MemslotHolder *backend);
+bool memslot_account_wants_whole_devices(const MemslotHolder *backend);
 
 /**
  * memslot_account_check_vhost: check whether a vhost backend can be admitted
@@ -148,15 +200,31 @@ bool memslot_account_wants_coalesced(const MemslotHolder *backend);
 bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp);
 
 /**
- * memslot_account_coalesce: find what a memslot is part of
- * @section: a section of RAM in address_space_memory. If it is one of several
- *     memslots that a memory device may map, it becomes the section that all of
- *     these memslots together make up; else it is left alone.
- *
- * A translation of guest-physical addresses may be extended that way, because
- * a memory device's memory lies in one piece in both address spaces, and
- * nothing else is ever mapped there. It then reaches unplugged memory, too.
+ * MemslotDeviceFunc: something to be done about a memory device
+ * @section: all of the device's memory in address_space_memory, mapped or not;
+ *     without a flat view, and not a reference to the memory region
+ * @opaque: as given to memslot_account_foreach_device()
  */
-void memslot_account_coalesce(MemoryRegionSection *section);
+typedef void MemslotDeviceFunc(const MemoryRegionSection *section,
+                               void *opaque);
+
+/**
+ * memslot_account_foreach_device: visit the memory devices that map memslots on
+ * demand
+ * @func: called for each of them, in the order of their addresses
+ * @opaque: passed to @func
+ *
+ * A device's memory lies in one piece, in the order of its RAM memory region,
+ * and nothing else is ever mapped there.
+ */
+void memslot_account_foreach_device(MemslotDeviceFunc *func, void *opaque);
+
+/**
+ * memslot_account_is_on_demand: whether RAM is mapped in memslots on demand
+ * @ram: a RAM memory region
+ *
+ * Returns: whether memslot_account_foreach_device() visits its memory device.
+ */
+bool memslot_account_is_on_demand(MemoryRegion *ram);
 
 #endif /* HW_MEM_MEMSLOT_ACCOUNT_H */

@@ -4,8 +4,7 @@
  * The policy alone, as pure functions over facts; the memslot account gathers
  * the facts. All of them may be called at any time from any thread.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef HW_MEM_MEMSLOT_BUDGET_H
@@ -73,14 +72,15 @@ unsigned int memslot_counts_free(const MemslotCounts *counts);
 bool memslot_counts_fit(const MemslotCounts *counts, unsigned int needed);
 
 /**
- * memslot_counts_coalesce: whether one that holds memslots is to be spared them
+ * memslot_counts_whole_devices: whether to show whole devices in place of their
+ * memslots
  * @counts: the counts of a vhost backend that could be shown all memslots
  *
  * Returns: true for a backend that cannot hold as many memslots as memory
  * devices might want, or as many as they have been promised. It is better shown
  * each memory device as a whole, and does not count for memslot_budget() then.
  */
-bool memslot_counts_coalesce(const MemslotCounts *counts);
+bool memslot_counts_whole_devices(const MemslotCounts *counts);
 
 /**
  * memslot_budget: decide how many memslots a memory device may use

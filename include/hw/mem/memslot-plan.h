@@ -11,8 +11,7 @@
  * in size: guests plug memory from the start of a region, so the memslots there
  * are the smallest, and grow with the memory that lies before them.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef HW_MEM_MEMSLOT_PLAN_H

@@ -18,8 +18,7 @@
  *
  * All functions must be called with the BQL held.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef HW_MEM_MEMSLOT_SET_H
@@ -49,7 +48,21 @@ typedef bool MemslotWanted(uint64_t offset, uint64_t size, void *opaque);
 typedef void MemslotFunc(uint64_t offset, uint64_t size, void *opaque);
 
 /**
- * memslot_set_new: create a set with nothing mapped
+ * MemslotHull: the smallest range that holds all of several memslots
+ *
+ * @start: where it starts, in bytes from the start of the region
+ * @end: where it ends; not larger than @start if there is nothing
+ */
+typedef struct MemslotHull {
+    uint64_t start;
+    uint64_t end;
+} MemslotHull;
+
+/**
+ * memslot_set_new: create a set that is not divided into memslots yet
+ *
+ * A device's memory region is asked for before it is known how many memslots
+ * there may be, and must stay the same: so the container comes first.
  *
  * @owner: the object that owns the container and the aliases. Each mapped
  *     memslot keeps a reference to it: a device must unmap all memslots when it
@@ -57,11 +70,26 @@ typedef void MemslotFunc(uint64_t offset, uint64_t size, void *opaque);
  * @name: name of the container; the aliases are named memslot-N
  * @mr: the RAM memory region; must stay alive as long as memslots get mapped or
  *     are mapped, and must not be mapped elsewhere
- * @plan: how to divide @mr, made for memory_region_size(@mr); the set takes
+ */
+MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr);
+
+/**
+ * memslot_set_divide: divide a set into memslots, once, with nothing mapped
+ *
+ * To be called before anything gets mapped or visited.
+ *
+ * @set: the set
+ * @plan: how to divide the RAM memory region, made for its size; the set takes
  *     ownership
  */
-MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr,
-                            MemslotPlan *plan);
+void memslot_set_divide(MemslotSet *set, MemslotPlan *plan);
+
+/**
+ * memslot_set_is_divided: whether memslot_set_divide() has been called
+ *
+ * @set: the set
+ */
+bool memslot_set_is_divided(const MemslotSet *set);
 
 /**
  * memslot_set_free: free a set
@@ -87,7 +115,7 @@ MemoryRegion *memslot_set_container(MemslotSet *set);
 /**
  * memslot_set_count: the number of memslots, mapped or not
  *
- * @set: the set
+ * @set: the set; with one that is not divided it is one
  */
 unsigned int memslot_set_count(const MemslotSet *set);
 
@@ -133,9 +161,11 @@ unsigned int memslot_set_count_missing(MemslotSet *set, uint64_t offset,
  * @wanted: called for each memslot that the range touches, with the memslot's
  *     own offset and size; must not change any mapping. NULL: all are wanted.
  * @opaque: passed to @wanted
+ *
+ * Returns: where memslots have been unmapped; those in between may be mapped.
  */
-void memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
-                      MemslotWanted *wanted, void *opaque);
+MemslotHull memslot_set_sync(MemslotSet *set, uint64_t offset, uint64_t size,
+                             MemslotWanted *wanted, void *opaque);
 
 /**
  * memslot_set_for_each_unmapped: visit the unmapped memslots that a range
@@ -155,7 +185,7 @@ void memslot_set_for_each_unmapped(MemslotSet *set, uint64_t offset,
 /**
  * memslot_set_unmap_all: unmap all memslots, in one memory transaction
  *
- * @set: the set
+ * @set: the set, divided or not
  */
 void memslot_set_unmap_all(MemslotSet *set);
 

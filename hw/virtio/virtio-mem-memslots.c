@@ -1,0 +1,564 @@
+/*
+ * virtio-mem: which memslots are mapped when
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "hw/virtio/virtio-mem.h"
+#include "hw/virtio/virtio-mem-memslots.h"
+#include "exec/ram_addr.h"
+#include "hw/mem/memslot-account.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-common.h"
+#include "qapi/visitor.h"
+#include "qemu/bitops.h"
+#include "qemu/error-report.h"
+#include "qemu/rcu.h"
+#include "qemu/units.h"
+#include "system/runstate.h"
+#include "trace.h"
+
+/* Linux adds memory in parts of 128 MiB: smaller memslots would gain little. */
+#define VIRTIO_MEM_MEMSLOT_MIN_SIZE_MIN (128 * MiB)
+
+/* The range of the memslots that were unmapped in one go. */
+typedef struct VirtIOMEMUnmapped {
+    struct rcu_head rcu;
+    /* NULL: there is nothing to discard any more */
+    VirtIOMEM *vmem;
+    uint64_t offset;
+    uint64_t size;
+    QLIST_ENTRY(VirtIOMEMUnmapped) next;
+} VirtIOMEMUnmapped;
+
+static uint64_t virtio_mem_region_size(const VirtIOMEM *vmem)
+{
+    return memory_region_size(&vmem->memdev->mr);
+}
+
+static bool virtio_mem_wants_memslots(const VirtIOMEM *vmem)
+{
+    return vmem->memslots.multiple == ON_OFF_AUTO_ON ||
+           vmem->memslots.dynamic == ON_OFF_AUTO_ON;
+}
+
+/* What users know the device by: the id of its proxy, if that has one. */
+static const char *virtio_mem_name(const VirtIOMEM *vmem)
+{
+    return object_get_canonical_path_component(OBJECT(vmem)->parent);
+}
+
+/*
+ * The rule for what is mapped: memory that the driver may access.
+ *
+ * With VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE (virtio spec, 5.15.6), that is
+ * plugged memory. Without it, a driver may also read unplugged memory within
+ * the usable region. What is plugged is within the usable region, but for the
+ * time between the early and the late part of a migration.
+ */
+static bool virtio_mem_memslot_wanted(uint64_t offset, uint64_t size,
+                                      void *opaque)
+{
+    const VirtIOMEM *vmem = opaque;
+    const unsigned long first_bit = offset / vmem->block_size;
+    const unsigned long end_bit = (offset + size) / vmem->block_size;
+
+    if (vmem->unplugged_inaccessible == ON_OFF_AUTO_OFF &&
+        offset < vmem->usable_region_size) {
+        return true;
+    }
+    return find_next_bit(vmem->bitmap, end_bit, first_bit) < end_bit;
+}
+
+static void virtio_mem_discard_memslot(uint64_t offset, uint64_t size,
+                                       void *opaque)
+{
+    const VirtIOMEM *vmem = opaque;
+
+    /* If that fails, the memory stays until it is plugged and unplugged. */
+    ram_block_discard_range(vmem->memdev->mr.ram_block, offset, size);
+}
+
+/*
+ * Whether the memory is ours to discard. The source of a migration may go on
+ * with memory that we share with it, the destination may run on it already.
+ */
+static bool virtio_mem_owns_memory(void)
+{
+    return !runstate_check(RUN_STATE_INMIGRATE) &&
+           !runstate_check(RUN_STATE_POSTMIGRATE);
+}
+
+static void virtio_mem_forget_unmapped(VirtIOMEMUnmapped *unmapped)
+{
+    unmapped->vmem = NULL;
+    QLIST_REMOVE(unmapped, next);
+}
+
+/* What has been mapped again in the meantime stays as it is. */
+static void virtio_mem_discard_unmapped(VirtIOMEMUnmapped *unmapped)
+{
+    VirtIOMEM *vmem = unmapped->vmem;
+
+    if (virtio_mem_owns_memory()) {
+        trace_virtio_mem_discard_unmapped(unmapped->offset, unmapped->size);
+        memslot_set_for_each_unmapped(vmem->memslots.set, unmapped->offset,
+                                      unmapped->size,
+                                      virtio_mem_discard_memslot, vmem);
+    }
+    virtio_mem_forget_unmapped(unmapped);
+}
+
+/* Called by the RCU thread with the BQL held. */
+static void virtio_mem_grace_period_ended(VirtIOMEMUnmapped *unmapped)
+{
+    if (unmapped->vmem) {
+        virtio_mem_discard_unmapped(unmapped);
+    }
+    g_free(unmapped);
+}
+
+/*
+ * Discard all memory of the memslots that were unmapped.
+ *
+ * As long as a memslot is mapped, a driver can populate all of it, whatever is
+ * plugged there. vCPUs that run may still do so for a moment: KVM removes a
+ * memslot before the new flat view is published, so that an exit to QEMU may
+ * find the memory in the old one, and TCG flushes the TLBs of vCPUs later. Both
+ * are over as soon as they have left the RCU critical section that they are in.
+ *
+ * If no vCPU runs, nothing is left for later: a state may be loaded next, whose
+ * memory comes before its memslots.
+ */
+static void virtio_mem_memslots_unmapped(VirtIOMEM *vmem,
+                                         const MemslotHull *hull)
+{
+    VirtIOMEMUnmapped *unmapped, *next;
+
+    if (hull->start < hull->end) {
+        unmapped = g_new(VirtIOMEMUnmapped, 1);
+        *unmapped = (VirtIOMEMUnmapped) {
+            .vmem = vmem,
+            .offset = hull->start,
+            .size = hull->end - hull->start,
+        };
+        QLIST_INSERT_HEAD(&vmem->memslots.unmapped, unmapped, next);
+        call_rcu(unmapped, virtio_mem_grace_period_ended, rcu);
+    }
+
+    if (!runstate_is_running()) {
+        QLIST_FOREACH_SAFE(unmapped, &vmem->memslots.unmapped, next, next) {
+            virtio_mem_discard_unmapped(unmapped);
+        }
+    }
+}
+
+void virtio_mem_memslots_sync(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
+{
+    MemslotHull unmapped;
+
+    if (vmem->memslots.set) {
+        unmapped = memslot_set_sync(vmem->memslots.set, offset, size,
+                                    virtio_mem_memslot_wanted, vmem);
+        virtio_mem_memslots_unmapped(vmem, &unmapped);
+    }
+}
+
+/*
+ * Likewise, where memslots may have to be mapped: that can fail. If it does,
+ * the caller has to sync the memslots once more, with the rule giving what it
+ * gave before.
+ */
+static bool virtio_mem_memslots_map(VirtIOMEM *vmem, uint64_t offset,
+                                    uint64_t size, MemslotWanted *wanted,
+                                    Error **errp)
+{
+    MemslotSet *set = vmem->memslots.set;
+    MemslotHull unmapped;
+    unsigned int missing;
+    bool mapped;
+
+    missing = memslot_set_count_missing(set, offset, size, wanted, vmem);
+    if (!memslot_account_map_begin(&vmem->memdev->mr, missing, errp)) {
+        return false;
+    }
+    unmapped = memslot_set_sync(set, offset, size, wanted, vmem);
+    mapped = memslot_account_map_end(errp);
+    virtio_mem_memslots_unmapped(vmem, &unmapped);
+    return mapped;
+}
+
+int virtio_mem_memslots_plug(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
+{
+    VirtIOMEMMemslots *memslots = &vmem->memslots;
+    Error *local_err = NULL;
+
+    /* Only a request that was given a memslot shows that it works again. */
+    if (!memslots->set || !memslot_set_count_missing(memslots->set, offset,
+                                                     size, NULL, NULL)) {
+        return 0;
+    }
+
+    if (virtio_mem_memslots_map(vmem, offset, size, NULL, &local_err)) {
+        memslots->refused = false;
+        return 0;
+    }
+
+    if (!memslots->refused) {
+        memslots->refused = true;
+        warn_reportf_err(local_err, "virtio-mem device '%s': memory cannot be"
+                         " plugged now: ", virtio_mem_name(vmem));
+    } else {
+        error_free(local_err);
+    }
+    return -EBUSY;
+}
+
+bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
+                                    Error **errp)
+{
+    const uint64_t old_size = vmem->usable_region_size;
+
+    vmem->usable_region_size = size;
+    if (!vmem->memslots.set || !DEVICE(vmem)->realized) {
+        return true;
+    }
+    if (size <= old_size) {
+        virtio_mem_memslots_sync(vmem, 0, virtio_mem_region_size(vmem));
+        return true;
+    }
+    if (virtio_mem_memslots_map(vmem, 0, virtio_mem_region_size(vmem),
+                                virtio_mem_memslot_wanted, errp)) {
+        return true;
+    }
+
+    vmem->usable_region_size = old_size;
+    virtio_mem_memslots_sync(vmem, 0, virtio_mem_region_size(vmem));
+    return false;
+}
+
+int virtio_mem_memslots_load(VirtIOMEM *vmem)
+{
+    Error *local_err = NULL;
+    bool mapped;
+
+    if (!vmem->memslots.set) {
+        return 0;
+    }
+
+    vmem->memslots.loading = true;
+    mapped = virtio_mem_memslots_map(vmem, 0, virtio_mem_region_size(vmem),
+                                     virtio_mem_memslot_wanted, &local_err);
+    vmem->memslots.loading = false;
+    if (!mapped) {
+        error_reportf_err(local_err, "virtio-mem device '%s': memory cannot be"
+                          " mapped: ", virtio_mem_name(vmem));
+        return -EBUSY;
+    }
+    return 0;
+}
+
+bool virtio_mem_memslots_replay_later(const VirtIOMEM *vmem)
+{
+    return vmem->memslots.loading;
+}
+
+MemoryRegion *virtio_mem_memslots_get_region(VirtIOMEM *vmem)
+{
+    MemoryRegion *mr = &vmem->memdev->mr;
+
+    /* Without RAM, realize() is going to tell what is wrong. */
+    if (!virtio_mem_wants_memslots(vmem) || !memory_region_is_ram(mr) ||
+        !mr->ram_block) {
+        return mr;
+    }
+
+    if (!vmem->memslots.set) {
+        vmem->memslots.set = memslot_set_new(OBJECT(vmem), TYPE_VIRTIO_MEM, mr);
+    }
+    return memslot_set_container(vmem->memslots.set);
+}
+
+static uint64_t virtio_mem_get_min_memslot_size(const VirtIOMEM *vmem,
+                                                uint64_t block_size)
+{
+    return vmem->memslots.min_size ?: MAX(MEMSLOT_PLAN_DEFAULT_MIN_SIZE,
+                                          block_size);
+}
+
+static bool virtio_mem_memslots_divide(VirtIOMEM *vmem, unsigned int budget,
+                                       Error **errp)
+{
+    /* The default, if it was not set and the device is not realized yet. */
+    const uint64_t block_size = object_property_get_uint(
+        OBJECT(vmem), VIRTIO_MEM_BLOCK_SIZE_PROP, &error_abort);
+    MemoryRegion *mr = &vmem->memdev->mr;
+    const MemslotPlanInput input = {
+        .region_size = memory_region_size(mr),
+        .alignment = MAX(block_size, qemu_ram_pagesize(mr->ram_block)),
+        .min_memslot_size = virtio_mem_get_min_memslot_size(vmem, block_size),
+        .budget = budget,
+        .spread = MEMSLOT_PLAN_DEFAULT_SPREAD,
+    };
+    MemslotPlan *plan = memslot_plan_new(&input, errp);
+
+    if (plan) {
+        memslot_set_divide(vmem->memslots.set, plan);
+    }
+    return plan;
+}
+
+void virtio_mem_memslots_decide(VirtIOMEM *vmem, unsigned int limit)
+{
+    /* An earlier attempt to realize the device might have failed. */
+    if (vmem->memslots.set && !memslot_set_is_divided(vmem->memslots.set)) {
+        virtio_mem_memslots_divide(vmem, limit, NULL);
+    }
+}
+
+unsigned int virtio_mem_memslots_count(const VirtIOMEM *vmem)
+{
+    return vmem->memslots.set ? memslot_set_count(vmem->memslots.set) : 1;
+}
+
+static bool virtio_mem_memslots_check(const VirtIOMEM *vmem, Error **errp)
+{
+    ERRP_GUARD();
+    const VirtIOMEMMemslots *memslots = &vmem->memslots;
+
+    if (memslots->multiple != ON_OFF_AUTO_AUTO &&
+        memslots->dynamic != ON_OFF_AUTO_AUTO &&
+        memslots->multiple != memslots->dynamic) {
+        error_setg(errp, "'%s' and '%s' are the same property, but were set to"
+                   " '%s' and '%s'", VIRTIO_MEM_MULTIPLE_MEMSLOTS_PROP,
+                   VIRTIO_MEM_DYNAMIC_MEMSLOTS_PROP,
+                   OnOffAuto_str(memslots->multiple),
+                   OnOffAuto_str(memslots->dynamic));
+        error_append_hint(errp, "Set one of them, or both to the same"
+                          " value.\n");
+        return false;
+    }
+
+    if (virtio_mem_get_min_memslot_size(vmem, vmem->block_size) <
+        vmem->block_size) {
+        error_setg(errp, "'%s' property (0x%" PRIx64 ") has to be at least as"
+                   " large as '%s' (0x%" PRIx64 ")",
+                   VIRTIO_MEM_MEMSLOT_MIN_SIZE_PROP, memslots->min_size,
+                   VIRTIO_MEM_BLOCK_SIZE_PROP, vmem->block_size);
+        error_append_hint(errp, "Make it larger, or do not set it.\n");
+        return false;
+    }
+    return true;
+}
+
+bool virtio_mem_memslots_prepare(VirtIOMEM *vmem, Error **errp)
+{
+    if (!virtio_mem_memslots_check(vmem, errp)) {
+        return false;
+    }
+
+    /* Nobody asked for the region of a device that is no memory device. */
+    virtio_mem_memslots_get_region(vmem);
+    return !vmem->memslots.set || memslot_set_is_divided(vmem->memslots.set) ||
+           virtio_mem_memslots_divide(vmem, 1, errp);
+}
+
+void virtio_mem_memslots_realize(VirtIOMEM *vmem)
+{
+    /* Nobody sees them before the container is mapped, so nobody refuses. */
+    virtio_mem_memslots_sync(vmem, 0, virtio_mem_region_size(vmem));
+}
+
+void virtio_mem_memslots_unrealize(VirtIOMEM *vmem)
+{
+    VirtIOMEMUnmapped *unmapped, *next;
+
+    QLIST_FOREACH_SAFE(unmapped, &vmem->memslots.unmapped, next, next) {
+        virtio_mem_forget_unmapped(unmapped);
+    }
+    /*
+     * Mapped memslots keep a reference to the device, and the RamDiscardManager
+     * cannot be unset while there are any.
+     */
+    if (vmem->memslots.set) {
+        memslot_set_unmap_all(vmem->memslots.set);
+    }
+}
+
+void virtio_mem_memslots_finalize(VirtIOMEM *vmem)
+{
+    memslot_set_free(vmem->memslots.set);
+}
+
+static bool virtio_mem_is_mapped(const VirtIOMEM *vmem)
+{
+    return vmem->memdev && memory_region_is_mapped(&vmem->memdev->mr);
+}
+
+static unsigned int virtio_mem_count_active_memslots(const VirtIOMEM *vmem)
+{
+    const MemslotSet *set = vmem->memslots.set;
+
+    return set ? memslot_set_count_mapped(set) : virtio_mem_is_mapped(vmem);
+}
+
+static uint64_t virtio_mem_get_mapped_size(const VirtIOMEM *vmem)
+{
+    if (vmem->memslots.set) {
+        return memslot_set_mapped_size(vmem->memslots.set);
+    }
+    return virtio_mem_is_mapped(vmem) ? virtio_mem_region_size(vmem) : 0;
+}
+
+void virtio_mem_memslots_fill_info(const VirtIOMEM *vmem,
+                                   VirtioMEMDeviceInfo *info)
+{
+    info->memslots = virtio_mem_memslots_count(vmem);
+    info->active_memslots = virtio_mem_count_active_memslots(vmem);
+    info->mapped_size = virtio_mem_get_mapped_size(vmem);
+}
+
+/* Properties */
+
+static void virtio_mem_get_memslots_prop(Object *obj, Visitor *v,
+                                         const char *name, void *opaque,
+                                         Error **errp)
+{
+    uint32_t value = virtio_mem_memslots_count(VIRTIO_MEM(obj));
+
+    visit_type_uint32(v, name, &value, errp);
+}
+
+static void virtio_mem_get_active_memslots_prop(Object *obj, Visitor *v,
+                                                const char *name, void *opaque,
+                                                Error **errp)
+{
+    uint32_t value = virtio_mem_count_active_memslots(VIRTIO_MEM(obj));
+
+    visit_type_uint32(v, name, &value, errp);
+}
+
+static void virtio_mem_get_mapped_size_prop(Object *obj, Visitor *v,
+                                            const char *name, void *opaque,
+                                            Error **errp)
+{
+    uint64_t value = virtio_mem_get_mapped_size(VIRTIO_MEM(obj));
+
+    visit_type_size(v, name, &value, errp);
+}
+
+static const struct {
+    const char *name;
+    const char *type;
+    const char *description;
+    ObjectPropertyAccessor *get;
+} virtio_mem_memslots_props[] = {
+    {
+        VIRTIO_MEM_MEMSLOTS_PROP, "uint32",
+        "the most memslots to be mapped (read-only)",
+        virtio_mem_get_memslots_prop,
+    }, {
+        VIRTIO_MEM_ACTIVE_MEMSLOTS_PROP, "uint32",
+        "the memslots that are mapped (read-only)",
+        virtio_mem_get_active_memslots_prop,
+    }, {
+        VIRTIO_MEM_MAPPED_SIZE_PROP, "size",
+        "the size of the memslots that are mapped (read-only)",
+        virtio_mem_get_mapped_size_prop,
+    },
+};
+
+void virtio_mem_memslots_init(VirtIOMEM *vmem)
+{
+    int i;
+
+    QLIST_INIT(&vmem->memslots.unmapped);
+    for (i = 0; i < ARRAY_SIZE(virtio_mem_memslots_props); i++) {
+        object_property_add(OBJECT(vmem), virtio_mem_memslots_props[i].name,
+                            virtio_mem_memslots_props[i].type,
+                            virtio_mem_memslots_props[i].get, NULL, NULL, NULL);
+        object_property_set_description(
+            OBJECT(vmem), virtio_mem_memslots_props[i].name,
+            virtio_mem_memslots_props[i].description);
+    }
+}
+
+void virtio_mem_memslots_alias_properties(Object *proxy, VirtIOMEM *vmem)
+{
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(virtio_mem_memslots_props); i++) {
+        object_property_add_alias(proxy, virtio_mem_memslots_props[i].name,
+                                  OBJECT(vmem),
+                                  virtio_mem_memslots_props[i].name);
+    }
+}
+
+static void virtio_mem_get_memslots_hint(Object *obj, Visitor *v,
+                                         const char *name, void *opaque,
+                                         Error **errp)
+{
+    bool value = virtio_mem_wants_memslots(VIRTIO_MEM(obj));
+
+    visit_type_bool(v, name, &value, errp);
+}
+
+static void virtio_mem_set_memslots_hint(Object *obj, Visitor *v,
+                                         const char *name, void *opaque,
+                                         Error **errp)
+{
+    OnOffAuto *hint = object_field_prop_ptr(obj, opaque);
+    bool value;
+
+    if (visit_type_bool(v, name, &value, errp)) {
+        *hint = value ? ON_OFF_AUTO_ON : ON_OFF_AUTO_OFF;
+    }
+}
+
+/* Two names for one property, of which each may be set. */
+const PropertyInfo virtio_mem_memslots_hint = {
+    .type = "bool",
+    .description = "map memory in several memslots, each only while it is"
+                   " needed (default: off)",
+    .get = virtio_mem_get_memslots_hint,
+    .set = virtio_mem_set_memslots_hint,
+};
+
+static void virtio_mem_get_memslot_min_size(Object *obj, Visitor *v,
+                                            const char *name, void *opaque,
+                                            Error **errp)
+{
+    const VirtIOMEM *vmem = VIRTIO_MEM(obj);
+    uint64_t value = virtio_mem_get_min_memslot_size(vmem, vmem->block_size);
+
+    visit_type_size(v, name, &value, errp);
+}
+
+static void virtio_mem_set_memslot_min_size(Object *obj, Visitor *v,
+                                            const char *name, void *opaque,
+                                            Error **errp)
+{
+    uint64_t value;
+
+    if (!visit_type_size(v, name, &value, errp)) {
+        return;
+    }
+    if (value < VIRTIO_MEM_MEMSLOT_MIN_SIZE_MIN || !is_power_of_2(value)) {
+        error_setg(errp, "'%s' property (0x%" PRIx64 ") has to be a power of"
+                   " two and at least 0x%" PRIx64, name, value,
+                   (uint64_t)VIRTIO_MEM_MEMSLOT_MIN_SIZE_MIN);
+        error_append_hint(errp, "%s=1G is the default; the smaller, the more"
+                          " memslots are needed.\n", name);
+        return;
+    }
+    VIRTIO_MEM(obj)->memslots.min_size = value;
+}
+
+const PropertyInfo virtio_mem_memslot_min_size = {
+    .type = "size",
+    .description = "the smallest memslot, a power of two from 128M on"
+                   " (default: 1G, or a block if that is larger)",
+    .get = virtio_mem_get_memslot_min_size,
+    .set = virtio_mem_set_memslot_min_size,
+};
