@@ -1,5 +1,5 @@
 /*
- * Framework for tests of the memslot account: machines and memory devices
+ * Framework for tests of the memslot account: machines
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -10,15 +10,59 @@
 #include "libqos/host.h"
 #include "qobject/qdict.h"
 
-#define ACPI_MEMHP_ADDR 0xa00
-#define ACPI_MEMHP_SELECT 0x0
-#define ACPI_MEMHP_CONTROL 0x14
-#define ACPI_MEMHP_EJECT 0x8
-
 #define ACPI_PCIHP_ADDR 0xae00
 #define ACPI_PCIHP_EJECT 0x8
 
 char *preload_path;
+
+/* ---- The table of tests ---- */
+
+static void run_test(const void *data)
+{
+    const TestCase *test = data;
+
+    test->fn(test);
+}
+
+static void add_test(const TestGroup *group, bool kvm, bool cold,
+                     unsigned int index)
+{
+    g_autofree char *suffix = group->times ? g_strdup_printf("/%u", index) :
+                              g_strdup(!group->cold ? "" :
+                                       cold ? "/cold" : "/hot");
+    g_autofree char *path =
+        g_strdup_printf("memslot-account/%s/%s%s", kvm ? "kvm" : "qtest",
+                        group->name, suffix);
+    TestCase *test = g_new(TestCase, 1);
+
+    *test = (TestCase) {
+        .kvm = kvm,
+        .kvm_limit = group->kvm_limit,
+        .cold = cold,
+        .index = index,
+        .fn = group->fn,
+    };
+    qtest_add_data_func_full(path, test, run_test, g_free);
+}
+
+void add_test_groups(const TestGroup *groups, unsigned int count, bool kvm)
+{
+    unsigned int i, j;
+
+    for (i = 0; i < count; i++) {
+        const TestGroup *group = &groups[i];
+
+        if (group->kvm_limit && (!kvm || !preload_path)) {
+            continue;
+        }
+        for (j = 0; j < MAX(group->times, 1); j++) {
+            add_test(group, kvm, false, j);
+        }
+        if (group->cold) {
+            add_test(group, kvm, true, 0);
+        }
+    }
+}
 
 /* ---- Monitor ---- */
 
@@ -66,10 +110,35 @@ void run_hmp(TestVM *vm, const char *fmt, ...)
     g_assert_cmpstr(output, ==, "");
 }
 
-static const char *on_off(bool on)
+char *try_device_add(TestVM *vm, const char *args)
 {
-    return on ? "on" : "off";
+    g_auto(GStrv) words = g_strsplit(args, ",", -1);
+    QDict *dict = qdict_new();
+    unsigned int i;
+
+    qdict_put_str(dict, "driver", words[0]);
+    for (i = 1; words[i]; i++) {
+        g_auto(GStrv) pair = g_strsplit(words[i], "=", 2);
+
+        qdict_put_str(dict, pair[0], pair[1]);
+    }
+    return try_qmp(vm, "{ 'execute': 'device_add', 'arguments': %p }", dict);
 }
+
+void wait_device_deleted(TestVM *vm, const char *id)
+{
+    bool found = false;
+
+    while (!found) {
+        QDict *event = qtest_qmp_eventwait_ref(vm->qts, "DEVICE_DELETED");
+        const QDict *data = qdict_get_qdict(event, "data");
+
+        found = g_str_equal(qdict_get_try_str(data, "device") ?: "", id);
+        qobject_unref(event);
+    }
+}
+
+/* ---- Machines ---- */
 
 /* Show what QEMU had to say, if it might have to do with the failure. */
 static void clean_up_on_abort(void *path)
@@ -108,6 +177,26 @@ char *vm_vnew_id(TestVM *vm, const char *prefix)
     return g_strdup_printf("%s%u", prefix, vm->last_id++);
 }
 
+static unsigned int take_slot(bool *used, unsigned int first, unsigned int last)
+{
+    while (used[first]) {
+        first++;
+    }
+    g_assert_cmpuint(first, <=, last);
+    used[first] = true;
+    return first;
+}
+
+unsigned int take_pci_slot(TestVM *vm)
+{
+    return take_slot(vm->pci_slot_used, PCI_FIRST_SLOT, PCI_LAST_SLOT);
+}
+
+unsigned int take_dimm_slot(TestVM *vm)
+{
+    return take_slot(vm->dimm_slot_used, 0, ARRAY_SIZE(vm->dimm_slot_used) - 1);
+}
+
 static QOSState *G_GNUC_PRINTF(1, 2) boot_pc(const char *fmt, ...)
 {
     QOSState *qs;
@@ -117,16 +206,6 @@ static QOSState *G_GNUC_PRINTF(1, 2) boot_pc(const char *fmt, ...)
     qs = qtest_pc_vboot(fmt, ap);
     va_end(ap);
     return qs;
-}
-
-void mem_free(Mem *mem)
-{
-    qvirtio_mem_pci_free(mem->pci);
-    g_free(mem->id);
-    g_free(mem->memdev);
-    g_free(mem->plugged);
-    memslot_plan_free(mem->plan);
-    g_free(mem);
 }
 
 /*
@@ -142,14 +221,14 @@ static char *vm_cmdline(const TestVM *vm)
     return g_strdup_printf("-nodefaults %s -bios %s"
                            " -chardev socket,id=mon,path=%s,server=on,wait=off"
                            " -mon chardev=mon,mode=control"
-                           " -m %" PRIu64 "B,slots=64,maxmem=%" PRIu64 "B"
+                           " -m %" PRIu64 "B,slots=%u,maxmem=%" PRIu64 "B"
                            " -device memslot-testdev,id=testdev0,addr=%" PRIu64
                            " -device memslot-testdev,id=testdev1,addr=%" PRIu64
                            ",share=on"
                            " -device memslot-testdev,id=inner,addr=%" PRIu64
                            ",share=on %s 2>>%s",
                            vm->kvm ? "-accel kvm" : "", bios, mon,
-                           (uint64_t)BOOT_RAM_SIZE,
+                           (uint64_t)BOOT_RAM_SIZE, DIMM_SLOTS,
                            BOOT_RAM_SIZE + vm->device_memory_size,
                            (uint64_t)TESTDEV_ADDR,
                            (uint64_t)SHARED_TESTDEV_ADDR, vm->inner_addr,
@@ -224,257 +303,6 @@ TestVM *vm_new_default(const TestCase *test, uint64_t device_memory_size)
     return vm_new(test, device_memory_size, SHARED_BOOT_MEMORY);
 }
 
-static unsigned int take_slot(bool *used, unsigned int first, unsigned int last)
-{
-    while (used[first]) {
-        first++;
-    }
-    g_assert_cmpuint(first, <=, last);
-    used[first] = true;
-    return first;
-}
-
-unsigned int take_pci_slot(TestVM *vm)
-{
-    return take_slot(vm->pci_slot_used, PCI_FIRST_SLOT, PCI_LAST_SLOT);
-}
-
-char *try_device_add(TestVM *vm, const char *args)
-{
-    g_auto(GStrv) words = g_strsplit(args, ",", -1);
-    QDict *dict = qdict_new();
-    unsigned int i;
-
-    qdict_put_str(dict, "driver", words[0]);
-    for (i = 1; words[i]; i++) {
-        g_auto(GStrv) pair = g_strsplit(words[i], "=", 2);
-
-        qdict_put_str(dict, pair[0], pair[1]);
-    }
-    return try_qmp(vm, "{ 'execute': 'device_add', 'arguments': %p }", dict);
-}
-
-void wait_device_deleted(TestVM *vm, const char *id)
-{
-    bool found = false;
-
-    while (!found) {
-        QDict *event = qtest_qmp_eventwait_ref(vm->qts, "DEVICE_DELETED");
-        const QDict *data = qdict_get_qdict(event, "data");
-
-        found = g_str_equal(qdict_get_try_str(data, "device") ?: "", id);
-        qobject_unref(event);
-    }
-}
-
-char *mem_device_args(const Mem *mem)
-{
-    const MemConfig *config = &mem->config;
-
-    switch (config->kind) {
-    case DIMM:
-    case NVDIMM:
-        return g_strdup_printf("%s,id=%s,memdev=%s,slot=%u,node=%u",
-                               config->kind == DIMM ? "pc-dimm" : "nvdimm",
-                               mem->id, mem->memdev, mem->pci_slot,
-                               config->node);
-    case PMEM:
-        return g_strdup_printf("virtio-pmem-pci,id=%s,memdev=%s,addr=%x.0",
-                               mem->id, mem->memdev, mem->pci_slot);
-    case VMEM:
-        return g_strdup_printf("virtio-mem-pci,id=%s,memdev=%s,addr=%x.0,"
-                               "node=%u,multiple-memslots=%s,"
-                               "unplugged-inaccessible=%s,requested-size=%"
-                               PRIu64, mem->id, mem->memdev, mem->pci_slot,
-                               config->node, on_off(config->multiple),
-                               on_off(config->inaccessible),
-                               config->requested_size);
-    default:
-        g_assert_not_reached();
-    }
-}
-
-void mem_start(TestVM *vm, Mem *mem)
-{
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(mem->pci_slot, 0) };
-    struct virtio_mem_config shown;
-
-    if (mem->config.kind != VMEM) {
-        return;
-    }
-    mem->pci = qvirtio_mem_pci_new(vm->qs->pcibus, &addr, &vm->qs->alloc);
-    qvirtio_mem_pci_start(mem->pci);
-    qvirtio_mem_read_config(&mem->pci->mem, &shown);
-    g_assert_cmphex(shown.region_size, ==, mem->config.size);
-    g_assert_cmphex(shown.usable_region_size, ==, mem->usable_size);
-    g_assert_cmphex(shown.block_size, ==, mem->block_size);
-    mem->addr = shown.addr;
-}
-
-static void release_slot(TestVM *vm, const Mem *mem)
-{
-    if (mem->config.kind == DIMM || mem->config.kind == NVDIMM) {
-        vm->dimm_slot_used[mem->pci_slot] = false;
-    } else {
-        vm->pci_slot_used[mem->pci_slot] = false;
-    }
-}
-
-static Mem *mem_new_with(TestVM *vm, const MemConfig *config,
-                         const char *memdev)
-{
-    Mem *mem = g_new0(Mem, 1);
-
-    mem->config = *config;
-    mem->id = vm_vnew_id(vm, "mem");
-    mem->memdev = memdev ? g_strdup(memdev) :
-                  g_strdup_printf("ram-%s", mem->id);
-    mem->pci_slot = config->kind == DIMM || config->kind == NVDIMM ?
-                    take_slot(vm->dimm_slot_used, 0, 63) : take_pci_slot(vm);
-    mem->required = 1;
-    mem->block_size = 2 * MiB;
-    mem->requested_size = config->requested_size;
-    mem->usable_size = usable_size_for(mem, config->requested_size);
-    if (config->kind == VMEM) {
-        mem->plugged = g_new0(bool, nr_blocks(mem));
-        model_divide(vm, mem);
-    }
-    return mem;
-}
-
-Mem *mem_new(TestVM *vm, const MemConfig *config)
-{
-    return mem_new_with(vm, config, NULL);
-}
-
-char *mem_object_args(const Mem *mem)
-{
-    return g_strdup_printf("%s,id=%s,size=%" PRIu64 ",reserve=off",
-                           mem->config.shared ? "memory-backend-memfd"
-                                              : "memory-backend-ram",
-                           mem->memdev, mem->config.size);
-}
-
-/* Returns @mem; or NULL if QEMU refuses it, and should. */
-static Mem *plug_mem(TestVM *vm, Mem *mem)
-{
-    g_autofree char *device = mem_device_args(mem);
-    g_autofree char *expected = model_check_mem(vm, mem->config.shared,
-                                                mem->id);
-    const unsigned int messages = vm_nr_messages(vm);
-    g_autofree char *error = try_device_add(vm, device);
-
-    g_assert_cmpstr(error, ==, expected);
-    if (error || !mem->config.shared) {
-        g_assert_cmpuint(vm_nr_messages(vm), ==, messages);
-    }
-    if (error) {
-        release_slot(vm, mem);
-        mem_free(mem);
-        mem = NULL;
-    } else {
-        g_ptr_array_add(vm->mems, mem);
-        mem_start(vm, mem);
-    }
-    vm_check(vm);
-    return mem;
-}
-
-static void add_mem_to_command_line(TestVM *vm, Mem *mem)
-{
-    g_autofree char *object = mem_object_args(mem);
-    g_autofree char *device = mem_device_args(mem);
-
-    g_assert_null(model_check_mem(vm, mem->config.shared, mem->id));
-    g_string_append_printf(vm->args, " -object %s -device %s", object, device);
-    g_ptr_array_add(vm->mems, mem);
-}
-
-Mem *vm_add_mem(TestVM *vm, const MemConfig *config)
-{
-    Mem *mem = mem_new(vm, config);
-    g_autofree char *object = mem_object_args(mem);
-    g_autofree char *memdev = g_strdup(mem->memdev);
-
-    if (!vm->qs) {
-        add_mem_to_command_line(vm, mem);
-        return mem;
-    }
-    run_hmp(vm, "object_add %s", object);
-    mem = plug_mem(vm, mem);
-    if (!mem) {
-        vm_remove_memdev(vm, memdev);
-    }
-    return mem;
-}
-
-Mem *vm_add_mem_with(TestVM *vm, const MemConfig *config, const char *memdev)
-{
-    return plug_mem(vm, mem_new_with(vm, config, memdev));
-}
-
-void vm_remove_memdev(TestVM *vm, const char *memdev)
-{
-    run_hmp(vm, "object_del %s", memdev);
-}
-
-static void remove_mem(TestVM *vm, Mem *mem)
-{
-    wait_device_deleted(vm, mem->id);
-    release_slot(vm, mem);
-    g_assert_true(g_ptr_array_remove(vm->mems, mem));
-}
-
-void vm_remove_dimm(TestVM *vm, Mem *mem)
-{
-    g_autofree char *memdev = g_strdup(mem->memdev);
-
-    g_assert_cmpint(mem->config.kind, ==, DIMM);
-    qtest_qmp_device_del_send(vm->qts, mem->id);
-    vm_check(vm);
-    qtest_outl(vm->qts, ACPI_MEMHP_ADDR + ACPI_MEMHP_SELECT, mem->pci_slot);
-    qtest_outb(vm->qts, ACPI_MEMHP_ADDR + ACPI_MEMHP_CONTROL,
-               ACPI_MEMHP_EJECT);
-    remove_mem(vm, mem);
-    vm_remove_memdev(vm, memdev);
-    vm_check(vm);
-}
-
-void eject_pci_device(TestVM *vm, unsigned int slot)
-{
-    qtest_outl(vm->qts, ACPI_PCIHP_ADDR + ACPI_PCIHP_EJECT, 1 << slot);
-}
-
-bool vm_request_unplug(TestVM *vm, Mem *mem)
-{
-    const char *expected = model_check_unplug(mem);
-    g_autofree char *error =
-        try_qmp(vm, "{ 'execute': 'device_del', 'arguments': { 'id': %s } }",
-                mem->id);
-
-    g_assert_cmpstr(error, ==, expected);
-    mem->unplug_requested = !error;
-    /* It is still there, and so is what it was promised. */
-    vm_check(vm);
-    return !error;
-}
-
-void vm_finish_unplug(TestVM *vm, Mem *mem)
-{
-    eject_pci_device(vm, mem->pci_slot);
-    remove_mem(vm, mem);
-    vm_check(vm);
-}
-
-bool vm_unplug_vmem(TestVM *vm, Mem *mem)
-{
-    if (!vm_request_unplug(vm, mem)) {
-        return false;
-    }
-    vm_finish_unplug(vm, mem);
-    return true;
-}
-
 void vm_start(TestVM *vm)
 {
     Backend *backend;
@@ -521,142 +349,6 @@ void vm_stop(TestVM *vm)
     g_free(vm);
 }
 
-static QVirtioMEM *mem_driver(Mem *mem)
-{
-    return &mem->pci->mem;
-}
-
-#define read_config(mem, field)                                            \
-    qvirtio_config_readq(mem_driver(mem)->vdev,                            \
-                         offsetof(struct virtio_mem_config, field))
-
-static void check_sizes(Mem *mem)
-{
-    g_assert_cmphex(read_config(mem, plugged_size), ==, plugged_size(mem));
-    g_assert_cmphex(read_config(mem, requested_size), ==, mem->requested_size);
-    g_assert_cmphex(read_config(mem, usable_region_size), ==,
-                    mem->usable_size);
-}
-
-uint16_t plug(TestVM *vm, Mem *mem, uint64_t offset, uint64_t size)
-{
-    const uint64_t first = offset / mem->block_size;
-    const uint64_t count = size / mem->block_size;
-    const uint16_t expected = model_plug(vm, mem, first, count);
-    const uint16_t resp = qvirtio_mem_plug(mem_driver(mem), mem->addr + offset,
-                                           count);
-
-    g_assert_cmpint(resp, ==, expected);
-    check_sizes(mem);
-    vm_check(vm);
-    return resp;
-}
-
-uint16_t unplug(TestVM *vm, Mem *mem, uint64_t offset, uint64_t size)
-{
-    const uint64_t first = offset / mem->block_size;
-    const uint64_t count = size / mem->block_size;
-    const uint16_t resp = qvirtio_mem_unplug(mem_driver(mem),
-                                             mem->addr + offset, count);
-
-    if (count_plugged(mem, first, count) == count) {
-        g_assert_cmpint(resp, ==, VIRTIO_MEM_RESP_ACK);
-        set_plugged(mem, first, count, false);
-    } else {
-        g_assert_cmpint(resp, ==, VIRTIO_MEM_RESP_ERROR);
-    }
-    check_sizes(mem);
-    vm_check(vm);
-    return resp;
-}
-
-void unplug_all(TestVM *vm, Mem *mem)
-{
-    g_assert_cmpint(qvirtio_mem_unplug_all(mem_driver(mem)), ==,
-                    VIRTIO_MEM_RESP_ACK);
-    set_plugged(mem, 0, nr_blocks(mem), false);
-    mem->usable_size = usable_size_for(mem, mem->requested_size);
-    check_sizes(mem);
-    vm_check(vm);
-}
-
-bool request_size(TestVM *vm, Mem *mem, uint64_t size)
-{
-    g_autofree char *path = g_strdup_printf("/machine/peripheral/%s", mem->id);
-    g_autofree char *reason = model_request_size(vm, mem, size);
-    g_autofree char *expected =
-        reason ? g_strdup_printf("'requested-size' cannot be set to 0x%" PRIx64
-                                 " now: %s", size, reason) : NULL;
-    g_autofree char *error =
-        try_qmp(vm, "{ 'execute': 'qom-set', 'arguments': { 'path': %s,"
-                " 'property': 'requested-size', 'value': %" PRIu64 " } }",
-                path, size);
-
-    g_assert_cmpstr(error, ==, expected);
-    check_sizes(mem);
-    vm_check(vm);
-    return !error;
-}
-
-void vm_reset(TestVM *vm)
-{
-    Backend *backend;
-    unsigned int i;
-
-    for_each_backend(backend, vm) {
-        backend_free_driver(vm, backend);
-        backend_forget(backend);
-        backend->started = false;
-    }
-    qmp_succeeds(vm, "{ 'execute': 'system_reset' }");
-    for (i = vm->mems->len; i > 0; i--) {
-        Mem *mem = g_ptr_array_index(vm->mems, i - 1);
-
-        if (mem->unplug_requested) {
-            remove_mem(vm, mem);
-        }
-    }
-    qtest_qmp_eventwait(vm->qts, "RESET");
-    for (i = 0; i < vm->mems->len; i++) {
-        Mem *mem = g_ptr_array_index(vm->mems, i);
-
-        if (mem->config.kind == VMEM) {
-            set_plugged(mem, 0, nr_blocks(mem), false);
-            mem->usable_size = usable_size_for(mem, mem->requested_size);
-            qvirtio_mem_pci_start(mem->pci);
-            check_sizes(mem);
-        }
-    }
-    vm_check(vm);
-}
-
-void set_testdev_count(TestVM *vm, bool shared, unsigned int count)
-{
-    run_hmp(vm, "qom-set /machine/peripheral/testdev%u count %u", shared,
-            count);
-    vm->testdev_count[shared] = count;
-    vm_check(vm);
-}
-
-void assert_refused(TestVM *vm, const MemConfig *config, const char *reason)
-{
-    g_autofree char *expected = !reason ? NULL :
-        g_strdup_printf("not enough memslots for memory device 'mem%u': %s",
-                        vm->last_id, reason);
-    g_autofree char *error = model_check_mem(vm, config->shared, "mem?");
-    g_autofree char *id = g_strdup_printf("'mem%u'", vm->last_id);
-    g_auto(GStrv) parts = NULL;
-    g_autofree char *predicted = NULL;
-
-    g_assert_nonnull(error);
-    parts = g_strsplit(error, "'mem?'", 2);
-    predicted = g_strjoinv(id, parts);
-    if (expected) {
-        g_assert_cmpstr(predicted, ==, expected);
-    }
-    g_assert_null(vm_add_mem(vm, config));
-}
-
 unsigned int vm_nr_warnings(const TestVM *vm, const char *text)
 {
     g_autofree char *path = vm_file(vm, "stderr");
@@ -691,51 +383,15 @@ void check_start_fails(TestVM *vm, const char *expected)
     g_assert_cmpuint(vm_nr_warnings(vm, expected), >=, 1);
 }
 
-/* ---- The table of tests ---- */
-
-static void run_test(const void *data)
+void eject_pci_device(TestVM *vm, unsigned int slot)
 {
-    const TestCase *test = data;
-
-    test->fn(test);
+    qtest_outl(vm->qts, ACPI_PCIHP_ADDR + ACPI_PCIHP_EJECT, 1 << slot);
 }
 
-static void add_test(const TestGroup *group, bool kvm, bool cold,
-                     unsigned int index)
+void set_testdev_count(TestVM *vm, bool shared, unsigned int count)
 {
-    g_autofree char *suffix = group->times ? g_strdup_printf("/%u", index) :
-                              g_strdup(!group->cold ? "" :
-                                       cold ? "/cold" : "/hot");
-    g_autofree char *path =
-        g_strdup_printf("memslot-account/%s/%s%s", kvm ? "kvm" : "qtest",
-                        group->name, suffix);
-    TestCase *test = g_new(TestCase, 1);
-
-    *test = (TestCase) {
-        .kvm = kvm,
-        .kvm_limit = group->kvm_limit,
-        .cold = cold,
-        .index = index,
-        .fn = group->fn,
-    };
-    qtest_add_data_func_full(path, test, run_test, g_free);
-}
-
-void add_test_groups(const TestGroup *groups, unsigned int count, bool kvm)
-{
-    unsigned int i, j;
-
-    for (i = 0; i < count; i++) {
-        const TestGroup *group = &groups[i];
-
-        if (group->kvm_limit && (!kvm || !preload_path)) {
-            continue;
-        }
-        for (j = 0; j < MAX(group->times, 1); j++) {
-            add_test(group, kvm, false, j);
-        }
-        if (group->cold) {
-            add_test(group, kvm, true, 0);
-        }
-    }
+    run_hmp(vm, "qom-set /machine/peripheral/testdev%u count %u", shared,
+            count);
+    vm->testdev_count[shared] = count;
+    vm_check(vm);
 }

@@ -106,6 +106,7 @@ void check_start_fails(TestVM *vm, const char *expected);
 char *vm_file(const TestVM *vm, const char *name);
 char *vm_vnew_id(TestVM *vm, const char *prefix);
 unsigned int take_pci_slot(TestVM *vm);
+unsigned int take_dimm_slot(TestVM *vm);
 
 /* Returns how many times QEMU has written the text to stderr. */
 unsigned int vm_nr_warnings(const TestVM *vm, const char *text);
@@ -162,7 +163,7 @@ bool vm_unplug_vmem(TestVM *vm, Mem *mem);
 Mem *vm_add_mem_with(TestVM *vm, const MemConfig *config, const char *memdev);
 void vm_remove_memdev(TestVM *vm, const char *memdev);
 
-/* The same in two steps: first it is asked for, then the guest lets go of it. */
+/* The same in two steps: it is asked for, and the guest lets go of it. */
 bool vm_request_unplug(TestVM *vm, Mem *mem);
 void vm_finish_unplug(TestVM *vm, Mem *mem);
 

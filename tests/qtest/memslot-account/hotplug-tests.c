@@ -179,7 +179,7 @@ static void test_failed_realize(const TestCase *test)
     static const BadDevice bad_devices[] = {
         /* refused before there are memslots to be promised */
         { "memdev=none", "Device 'none' not found" },
-        { "memdev=busy", "is busy" },
+        { "memdev=busy", "busy memdev" },
         { "memdev=large", "not enough space" },
         { "memdev=ram,memaddr=0x100001000", "address must be aligned" },
         { "memdev=ram,memaddr=0x80000000", "usable range for memory devices" },

@@ -29,6 +29,8 @@
 
 #define DIMM_SIZE (128 * MiB)
 
+#define DIMM_SLOTS 64
+
 #define PCI_FIRST_SLOT 4
 #define PCI_LAST_SLOT 31
 
@@ -55,7 +57,8 @@ typedef struct Mem {
     MemConfig config;
     char *id;
     char *memdev;
-    unsigned int pci_slot;
+    /* of DIMMs, or a PCI slot */
+    unsigned int slot;
     /* the most memslots that it may map */
     unsigned int required;
     /* the guest was asked to let go of it */
@@ -111,7 +114,7 @@ typedef struct TestVM {
     GPtrArray *killed;
     unsigned int last_id;
     bool pci_slot_used[PCI_LAST_SLOT + 1];
-    bool dimm_slot_used[256];
+    bool dimm_slot_used[DIMM_SLOTS];
 
     /* pages that test devices map outside of device memory; [1] is shared */
     unsigned int testdev_count[2];

@@ -1,6 +1,6 @@
 /*
- * Tests of vhost-user backends that are killed and come back, and of the backend
- * that all these tests use
+ * Tests of vhost-user backends that are killed and come back, and of the
+ * backend that all these tests use
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
