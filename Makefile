@@ -2,6 +2,9 @@
 
 FUZZ_SECONDS = 600
 BENCH =
+# Reasons for which no test may be skipped, such as kvm,root,net
+REQUIRE ?=
+export REQUIRE
 
 all: build/build.ninja
 	ninja -C build
