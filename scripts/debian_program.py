@@ -180,6 +180,12 @@ class DebianQEMU(DebianProgram):
         super().__init__('qemu-system-x86_64', 'qemu-system-x86', version,
                          suite)
 
+    def environment(self, root: Path) -> Dict[str, str]:
+        # It would look for modules beside what it takes to be the program.
+        modules = {'QEMU_MODULE_DIR': str(root / LIBRARIES[1] / 'qemu')} \
+            if self.alone else {}
+        return {**super().environment(root), **modules}
+
     def arguments(self, root: Path) -> List[str]:
         firmware = [directory for name in self.FIRMWARE
                     for directory in (root / name, Path('/') / name)
