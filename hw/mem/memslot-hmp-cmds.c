@@ -8,7 +8,7 @@
 #include "monitor/hmp.h"
 #include "monitor/monitor.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-machine.h"
+#include "qapi/qapi-commands-memslots.h"
 
 static void hmp_print_memslot_holder(Monitor *mon,
                                      const MemslotHolderInfo *holder)

@@ -7,7 +7,7 @@
 #include "qemu/osdep.h"
 #include "hw/boards.h"
 #include "hw/mem/memslot-account.h"
-#include "qapi/qapi-commands-machine.h"
+#include "qapi/qapi-commands-memslots.h"
 
 typedef struct HolderQuery {
     const MemslotAccount *account;
