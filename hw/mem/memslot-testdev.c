@@ -14,9 +14,10 @@
  *
  * "count" can also be changed with qom-set: all pages that come or go do so in
  * one memory transaction. The pages lie above other memory at their addresses.
+ * Those in the range of device memory are mapped as memory devices are, which
+ * is what nobody should do without asking.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
@@ -26,6 +27,7 @@
 #include "qemu/units.h"
 #include "exec/address-spaces.h"
 #include "exec/memory.h"
+#include "hw/boards.h"
 #include "hw/qdev-core.h"
 #include "hw/qdev-properties.h"
 #include "qom/object.h"
@@ -66,20 +68,36 @@ static MemoryRegion *testdev_get_page(MemslotTestdev *dev, uint32_t i)
     return g_ptr_array_index(dev->pages, i);
 }
 
+/* Where the pages get mapped, and the offset of the first one there */
+static MemoryRegion *testdev_find_parent(const MemslotTestdev *dev,
+                                         hwaddr *offset)
+{
+    DeviceMemoryState *dms = current_machine->device_memory;
+
+    *offset = dev->addr;
+    if (dms && dev->addr >= dms->base &&
+        dev->addr - dms->base < memory_region_size(&dms->mr)) {
+        *offset -= dms->base;
+        return &dms->mr;
+    }
+    return get_system_memory();
+}
+
 /* Map the first @to pages, with the first @from of them being mapped so far. */
 static void testdev_map(MemslotTestdev *dev, uint32_t from, uint32_t to)
 {
+    hwaddr offset;
+    MemoryRegion *parent = testdev_find_parent(dev, &offset);
     uint32_t i;
 
     memory_region_transaction_begin();
     for (i = from; i < to; i++) {
-        memory_region_add_subregion_overlap(get_system_memory(), dev->addr +
+        memory_region_add_subregion_overlap(parent, offset +
                                             i * TESTDEV_PAGE_DISTANCE,
                                             testdev_get_page(dev, i), 1);
     }
     for (i = to; i < from; i++) {
-        memory_region_del_subregion(get_system_memory(),
-                                    testdev_get_page(dev, i));
+        memory_region_del_subregion(parent, testdev_get_page(dev, i));
     }
     memory_region_transaction_commit();
 }

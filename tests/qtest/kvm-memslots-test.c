@@ -762,7 +762,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("kvm-memslots/count/region2", &count_setups[2],
                         test_count);
     qtest_add_data_func("kvm-memslots/plug-refused", NULL, test_plug_refused);
-    qtest_add_data_func("kvm-memslots/plug-refused/region2",
+    qtest_add_data_func("kvm-memslots/plug-refused-region2",
                         GUINT_TO_POINTER(true), test_plug_refused);
     qtest_add_data_func("kvm-memslots/plug-partly-refused", NULL,
                         test_plug_partly_refused);

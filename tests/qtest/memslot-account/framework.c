@@ -110,19 +110,21 @@ void run_hmp(TestVM *vm, const char *fmt, ...)
     g_assert_cmpstr(output, ==, "");
 }
 
+/* The human monitor takes arguments as -device does, without types. */
 char *try_device_add(TestVM *vm, const char *args)
 {
-    g_auto(GStrv) words = g_strsplit(args, ",", -1);
-    QDict *dict = qdict_new();
+    g_autofree char *command = g_strdup_printf("device_add %s", args);
+    g_autofree char *output = qmonitor_hmp(vm->mon, command);
+    g_auto(GStrv) lines = g_strsplit(output, "\n", -1);
     unsigned int i;
 
-    qdict_put_str(dict, "driver", words[0]);
-    for (i = 1; words[i]; i++) {
-        g_auto(GStrv) pair = g_strsplit(words[i], "=", 2);
-
-        qdict_put_str(dict, pair[0], pair[1]);
+    /* Warnings may come before the error, and hints after it. */
+    for (i = 0; lines[i]; i++) {
+        if (g_str_has_prefix(lines[i], "Error: ")) {
+            return g_strdup(lines[i] + strlen("Error: "));
+        }
     }
-    return try_qmp(vm, "{ 'execute': 'device_add', 'arguments': %p }", dict);
+    return NULL;
 }
 
 void wait_device_deleted(TestVM *vm, const char *id)

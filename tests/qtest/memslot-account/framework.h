@@ -155,6 +155,9 @@ void assert_refused(TestVM *vm, const MemConfig *config, const char *reason);
 
 void vm_remove_dimm(TestVM *vm, Mem *mem);
 
+/* For when something else is to come of it, which a check might not wait for */
+void vm_remove_dimm_unchecked(TestVM *vm, Mem *mem);
+
 /*
  * Unplug a virtio-mem device: its memory backend stays, and can be plugged
  * again. They return false if QEMU refuses, and should.

@@ -7,6 +7,7 @@
 
 #include "qemu/osdep.h"
 #include "framework.h"
+#include "qobject/qdict.h"
 
 #define ACPI_MEMHP_ADDR 0xa00
 #define ACPI_MEMHP_SELECT 0x0
@@ -225,14 +226,14 @@ void vm_remove_memdev(TestVM *vm, const char *memdev)
     run_hmp(vm, "object_del %s", memdev);
 }
 
-static void remove_mem(TestVM *vm, Mem *mem)
+/* The device is gone. */
+static void forget_mem(TestVM *vm, Mem *mem)
 {
-    wait_device_deleted(vm, mem->id);
     release_slot(vm, mem);
     g_assert_true(g_ptr_array_remove(vm->mems, mem));
 }
 
-void vm_remove_dimm(TestVM *vm, Mem *mem)
+void vm_remove_dimm_unchecked(TestVM *vm, Mem *mem)
 {
     g_autofree char *memdev = g_strdup(mem->memdev);
 
@@ -242,8 +243,14 @@ void vm_remove_dimm(TestVM *vm, Mem *mem)
     qtest_outl(vm->qts, ACPI_MEMHP_ADDR + ACPI_MEMHP_SELECT, mem->slot);
     qtest_outb(vm->qts, ACPI_MEMHP_ADDR + ACPI_MEMHP_CONTROL,
                ACPI_MEMHP_EJECT);
-    remove_mem(vm, mem);
+    wait_device_deleted(vm, mem->id);
+    forget_mem(vm, mem);
     vm_remove_memdev(vm, memdev);
+}
+
+void vm_remove_dimm(TestVM *vm, Mem *mem)
+{
+    vm_remove_dimm_unchecked(vm, mem);
     vm_check(vm);
 }
 
@@ -264,7 +271,8 @@ bool vm_request_unplug(TestVM *vm, Mem *mem)
 void vm_finish_unplug(TestVM *vm, Mem *mem)
 {
     eject_pci_device(vm, mem->slot);
-    remove_mem(vm, mem);
+    wait_device_deleted(vm, mem->id);
+    forget_mem(vm, mem);
     vm_check(vm);
 }
 
@@ -339,6 +347,39 @@ bool request_size(TestVM *vm, Mem *mem, uint64_t size)
     return !error;
 }
 
+static Mem *find_unplug_requested(const TestVM *vm)
+{
+    Mem *mem;
+
+    for_each_mem(mem, vm) {
+        if (mem->unplug_requested) {
+            return mem;
+        }
+    }
+    return NULL;
+}
+
+/* Devices that were asked for are deleted then, before the event or after it */
+static void wait_reset(TestVM *vm)
+{
+    bool reset = false;
+
+    while (!reset || find_unplug_requested(vm)) {
+        QDict *event = qtest_qmp_receive_dict(vm->qts);
+        const char *name = qdict_get_try_str(event, "event");
+        Mem *mem = find_unplug_requested(vm);
+
+        if (!g_strcmp0(name, "RESET")) {
+            reset = true;
+        } else if (mem && !g_strcmp0(name, "DEVICE_DELETED") &&
+                   !g_strcmp0(qdict_get_try_str(qdict_get_qdict(event, "data"),
+                                                "device"), mem->id)) {
+            forget_mem(vm, mem);
+        }
+        qobject_unref(event);
+    }
+}
+
 void vm_reset(TestVM *vm)
 {
     Backend *backend;
@@ -350,14 +391,7 @@ void vm_reset(TestVM *vm)
         backend->started = false;
     }
     qmp_succeeds(vm, "{ 'execute': 'system_reset' }");
-    for (i = vm->mems->len; i > 0; i--) {
-        Mem *mem = g_ptr_array_index(vm->mems, i - 1);
-
-        if (mem->unplug_requested) {
-            remove_mem(vm, mem);
-        }
-    }
-    qtest_qmp_eventwait(vm->qts, "RESET");
+    wait_reset(vm);
     for (i = 0; i < vm->mems->len; i++) {
         Mem *mem = g_ptr_array_index(vm->mems, i);
 

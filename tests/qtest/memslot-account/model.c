@@ -351,12 +351,14 @@ static char *model_check_map(const TestVM *vm, const Mem *mem,
     return NULL;
 }
 
-/* For blocks of the usable region only */
 uint16_t model_plug(const TestVM *vm, Mem *mem, uint64_t first, uint64_t count)
 {
     g_autofree char *error = NULL;
     unsigned int used;
 
+    if ((first + count) * mem->block_size > mem->usable_size) {
+        return VIRTIO_MEM_RESP_ERROR;
+    }
     if (plugged_size(mem) + count * mem->block_size > mem->requested_size) {
         return VIRTIO_MEM_RESP_NACK;
     }

@@ -205,7 +205,7 @@ static void test_testdev(const TestCase *test)
     g_free(error);
     error = try_device_add(vm, "memslot-testdev,id=more");
     g_assert_cmpstr(error, ==,
-                    "Parameter 'driver' expects a pluggable device type");
+                    "Device 'memslot-testdev' does not support hotplugging");
     vm_check(vm);
 
     set_testdev_count(vm, true, 8);

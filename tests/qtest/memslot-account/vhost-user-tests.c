@@ -270,7 +270,8 @@ static void test_restart_refused(const TestCase *test)
     vm_check(vm);
     assert_ack(plug(vm, mem, 4 * GiB, 4 * GiB));
 
-    vm_remove_dimm(vm, last);
+    /* QEMU goes on trying. */
+    vm_remove_dimm_unchecked(vm, last);
     expect_backends(vm, &backend, 1);
     assert_ack(plug(vm, mem, 8 * GiB, 8 * GiB));
     unplug_all(vm, mem);
