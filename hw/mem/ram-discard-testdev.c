@@ -20,6 +20,10 @@
  *   iotlb-address  where an entry of an IOMMU's TLB leads to
  *   iotlb-mask     the offsets that this entry takes over
  *   iotlb-valid    whether memory can be accessed through this entry
+ *   displayed      whether a display wants to know of writes to the RAM which
+ *                  that address is in
+ *   display-dirty  bytes of it that a display has to draw; reading it takes
+ *                  them for drawn
  *   double-discard to be set at the start: we may be told to discard what is
  *                  not populated, as VFIO may be
  *
@@ -35,6 +39,7 @@
 #include "qemu/bitmap.h"
 #include "qemu/error-report.h"
 #include "qemu/rcu.h"
+#include "qemu/units.h"
 #include "qom/object.h"
 
 #define TYPE_RAM_DISCARD_TESTDEV "ram-discard-testdev"
@@ -53,6 +58,7 @@ struct RamDiscardTestdev {
     bool double_discard;
     uint64_t iotlb_address;
     uint64_t iotlb_mask;
+    MemoryRegion *displayed;
 };
 
 typedef struct TestdevSection {
@@ -323,6 +329,60 @@ static bool testdev_get_iotlb_valid(Object *obj, Error **errp)
     return memory_get_xlat_addr(&entry, &host, NULL, &read_only, NULL, NULL);
 }
 
+static void testdev_display(RamDiscardTestdev *dev, MemoryRegion *mr)
+{
+    if (dev->displayed) {
+        memory_region_set_log(dev->displayed, false, DIRTY_MEMORY_VGA);
+        memory_region_unref(dev->displayed);
+    }
+    dev->displayed = mr;
+    if (mr) {
+        memory_region_set_log(mr, true, DIRTY_MEMORY_VGA);
+    }
+}
+
+static bool testdev_get_displayed(Object *obj, Error **errp)
+{
+    return RAM_DISCARD_TESTDEV(obj)->displayed;
+}
+
+static void testdev_set_displayed(Object *obj, bool value, Error **errp)
+{
+    RamDiscardTestdev *dev = RAM_DISCARD_TESTDEV(obj);
+    MemoryRegion *mr = NULL;
+
+    if (value) {
+        mr = memory_region_find(get_system_memory(), dev->iotlb_address, 1).mr;
+        if (!mr || !memory_region_is_ram(mr)) {
+            error_setg(errp, "no RAM is at 0x%" PRIx64, dev->iotlb_address);
+            memory_region_unref(mr);
+            return;
+        }
+    }
+    testdev_display(dev, mr);
+}
+
+static void testdev_get_display_dirty(Object *obj, Visitor *v, const char *name,
+                                      void *opaque, Error **errp)
+{
+    MemoryRegion *mr = RAM_DISCARD_TESTDEV(obj)->displayed;
+    const uint64_t size = mr ? memory_region_size(mr) : 0;
+    g_autofree DirtyBitmapSnapshot *snapshot = NULL;
+    const uint64_t page = 4 * KiB;
+    uint64_t offset, dirty = 0;
+
+    if (size) {
+        snapshot = memory_region_snapshot_and_clear_dirty(mr, 0, size,
+                                                          DIRTY_MEMORY_VGA);
+    }
+    for (offset = 0; offset < size; offset += page) {
+        if (memory_region_snapshot_get_dirty(mr, snapshot, offset, page)) {
+            dirty += page;
+        }
+    }
+    visit_type_uint64(v, name, &dirty, errp);
+}
+
 static void testdev_listen(RamDiscardTestdev *dev, bool listening)
 {
     if (listening == dev->listening) {
@@ -379,6 +439,7 @@ static void testdev_realize(DeviceState *qdev, Error **errp)
 static void testdev_unrealize(DeviceState *qdev)
 {
     testdev_listen(RAM_DISCARD_TESTDEV(qdev), false);
+    testdev_display(RAM_DISCARD_TESTDEV(qdev), NULL);
 }
 
 static void testdev_instance_init(Object *obj)
@@ -407,6 +468,10 @@ static void testdev_instance_init(Object *obj)
     object_property_add_uint64_ptr(obj, "iotlb-mask", &dev->iotlb_mask,
                                    OBJ_PROP_FLAG_READWRITE);
     object_property_add_bool(obj, "iotlb-valid", testdev_get_iotlb_valid, NULL);
+    object_property_add_bool(obj, "displayed", testdev_get_displayed,
+                             testdev_set_displayed);
+    object_property_add(obj, "display-dirty", "uint64",
+                        testdev_get_display_dirty, NULL, NULL, NULL);
     object_property_add_bool(obj, "double-discard", testdev_get_double_discard,
                              testdev_set_double_discard);
 }
