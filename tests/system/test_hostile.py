@@ -88,7 +88,7 @@ class Rig:
                        f'addr={DEVICE_SLOT},requested-size={SIZE},'
                        'block-size=2M,unplugged-inaccessible=on,'
                        f'multiple-memslots={multiple}',
-            '-d', 'guest_errors', '-D', str(self._log))
+            '-d', 'invalid_mem', '-D', str(self._log))
         if accel == 'kvm':
             self.machine.add_args('-trace', 'kvm_run_exit')
 

@@ -320,14 +320,16 @@ class Base:
                     for offset in NOWHERE:
                         address = self.rig.start + offset
                         data = b'by physical one.' if physical else bytes(16)
-                        gdb.write(address, data)
-                        if self.is_mapped(offset):
-                            self.assertEqual(gdb.read(address, 16), data)
-                        elif physical:
-                            self.assertEqual(gdb.read(address, 16), bytes(16))
-                        else:
-                            with self.assertRaisesRegex(GdbError, 'E14'):
-                                gdb.read(address, 16)
+                        if self.is_mapped(offset) or physical:
+                            gdb.write(address, data)
+                            self.assertEqual(
+                                gdb.read(address, 16),
+                                data if self.is_mapped(offset) else bytes(16))
+                            continue
+                        with self.assertRaisesRegex(GdbError, 'E14'):
+                            gdb.read(address, 16)
+                        with self.assertRaisesRegex(GdbError, 'E14'):
+                            gdb.write(address, data)
                 gdb.detach()
             self.assert_spent(spent, pages=1)
 

@@ -481,10 +481,10 @@ class TestNet(NoGuest.Base):
         rig.launch()
         front.start()
         slots = itertools.count(8)
-        for used in range(rig.holder(front)['used'] + 1, Testpmd.LIMIT):
+        for used in range(rig.holder(front)['used'] + 1, Testpmd.LIMIT + 1):
             rig.machine.plug_device(next(slots), GIB)
             holder = rig.holder(front)
-            self.assertEqual(holder['used'] + holder['reserved'], used + 1)
+            self.assertEqual((holder['used'], holder['reserved']), (used, 0))
         with self.assertRaises(ExecuteError) as refusal:
             rig.machine.plug_device(next(slots), GIB)
         print(f'# {refusal.exception}', flush=True)
