@@ -176,8 +176,10 @@ def is_newer(version: str, other: str) -> bool:
 
 def newest_first(versions: Sequence[str]) -> List[str]:
     """Versions of a package in their order, each once."""
-    return sorted(set(versions), reverse=True, key=functools.cmp_to_key(
-        lambda one, other: is_newer(one, other) - is_newer(other, one)))
+    def order(one: str, other: str) -> int:
+        return is_newer(one, other) - is_newer(other, one)
+    return sorted(set(versions), key=functools.cmp_to_key(order),
+                  reverse=True)
 
 
 def unpack(downloads: Path, root: Path) -> None:

@@ -142,6 +142,21 @@ class Source(DebianTest):
         self.assertIn("1:10.0.2+ds-2+deb13u1)",
                       self.succeed("./configure", env=self.env))
 
+    def test_takes_the_place_of_an_older_release(self) -> None:
+        unpack = self.root / "scripts" / "series" / "unpack"
+        text = unpack.read_text()
+        write(unpack, text.replace("10.0.*)", "*)"))
+        write(self.source / "VERSION", "7.2.22\n")
+        self.configure()
+        write(unpack, text)
+        self.source_package("trixie", "10.0.13+ds-1")
+        self.edit_core(20, "edited")
+        self.fail_with(["hw/mem/core.c", "not committed"], "./configure",
+                       env=self.env)
+        self.git("checkout", ".")
+        self.succeed("./configure", env=self.env)
+        self.assertEqual((self.qemu / "VERSION").read_text(), "10.0.13\n")
+
     def test_no_network(self) -> None:
         self.set_up_apt(f"deb {UNREACHABLE} {RUNNING} main\n")
         self.fail_with(["cannot get the lists", "127.0.0.1",
