@@ -173,54 +173,78 @@ typedef struct BadDevice {
     const char *error;
 } BadDevice;
 
-/* A device that was promised memslots and then could not be made */
+static const char *const bad_devices[][2] = {
+    /* refused before there are memslots to be promised */
+    { "memdev=none", "Device 'none' not found" },
+    { "memdev=large", "not enough space" },
+    { "memdev=ram,memaddr=0x100001000", "aligned to 0x200000 bytes" },
+    { "memdev=ram,memaddr=0x80000000", "usable range for memory devices" },
+    /* refused by the device, or by its bus */
+    { "memdev=ram-mem0", "busy memdev" },
+    { "memdev=ram,node=7", "'node' property" },
+    { "memdev=ram,requested-size=1048576", "'requested-size'" },
+    { "memdev=ram,block-size=34359738368", "'block-size'" },
+    { "memdev=ram,addr=1.0", "PCI: slot 1 function 0 not available" },
+    /* refused when the device is done, and may have memslots mapped */
+    { "memdev=ram,romfile=none.rom", "romfile" },
+    { "memdev=ram,romfile=none.rom,unplugged-inaccessible=off,"
+      "requested-size=2147483648", "romfile" },
+};
+
+/* @bad: arguments, and what the error has in it */
+static void assert_not_realized(TestVM *vm, const char *const bad[2])
+{
+    g_autofree char *args =
+        g_strdup_printf("virtio-mem-pci,id=bad,multiple-memslots=on,%s",
+                        bad[0]);
+    const unsigned int messages = vm_nr_messages(vm);
+    g_autofree char *error = try_device_add(vm, args);
+
+    g_test_message("%s: %s", bad[0], error ?: "no error");
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, bad[1]));
+    g_assert_cmpuint(vm_nr_messages(vm), ==, messages);
+    vm_check(vm);
+}
+
+static unsigned int count_ram_blocks(TestVM *vm)
+{
+    g_autofree char *output = qmonitor_hmp(vm->mon, "info ramblock");
+    g_auto(GStrv) lines = g_strsplit(output, "\n", -1);
+
+    return g_strv_length(lines);
+}
+
+/* A device that cannot be made is promised nothing, and leaves nothing. */
 static void test_failed_realize(const TestCase *test)
 {
-    static const BadDevice bad_devices[] = {
-        /* refused before there are memslots to be promised */
-        { "memdev=none", "Device 'none' not found" },
-        { "memdev=busy", "busy memdev" },
-        { "memdev=large", "not enough space" },
-        { "memdev=ram,memaddr=0x100001000", "address must be aligned" },
-        { "memdev=ram,memaddr=0x80000000", "usable range for memory devices" },
-        /* refused later, by the device, or by its bus */
-        { "memdev=ram,node=7", "'node' property" },
-        { "memdev=ram,requested-size=1048576", "'requested-size'" },
-        { "memdev=ram,block-size=34359738368", "'block-size'" },
-        { "memdev=ram,addr=1.0", "PCI: slot 1 function 0 not available" },
-    };
+    const char *add_ram = "object_add memory-backend-memfd,reserve=off,id=ram,"
+                          "size=8G";
     TestVM *vm = vm_new_default(test, 64 * GiB);
     const MemConfig other = multiple(true, 16 * GiB);
     const MemConfig config = multiple(true, 8 * GiB);
-    unsigned int i, messages;
-    g_autofree char *busy = NULL;
+    unsigned int i, ram_blocks;
     Mem *mem;
 
     mem = vm_add_mem(vm, &other);
-    busy = g_strdup_printf("memdev=%s", mem->memdev);
+    g_assert_cmpstr(mem->memdev, ==, "ram-mem0");
     vm_add_started_backend(vm, 8);
     vm_add_started_backend(vm, 509);
     vm_start(vm);
-    run_hmp(vm, "object_add memory-backend-memfd,id=ram,size=8G,reserve=off");
     run_hmp(vm, "object_add memory-backend-memfd,id=large,size=64G,reserve=off");
-    messages = vm_nr_messages(vm);
+    ram_blocks = count_ram_blocks(vm);
     for (i = 0; i < ARRAY_SIZE(bad_devices); i++) {
-        const BadDevice *bad = &bad_devices[i];
-        g_autofree char *args =
-            g_strdup_printf("virtio-mem-pci,id=bad,multiple-memslots=on,"
-                            "unplugged-inaccessible=on,%s",
-                            g_str_equal(bad->args, "memdev=busy") ?
-                            busy : bad->args);
-        g_autofree char *error = try_device_add(vm, args);
-
-        g_test_message("%s: %s", bad->args, error ?: "no error");
-        g_assert_nonnull(error);
-        g_assert_nonnull(strstr(error, bad->error));
-        vm_check(vm);
+        run_hmp(vm, "%s", add_ram);
+        assert_not_realized(vm, bad_devices[i]);
+        vm_remove_memdev(vm, "ram");
+        g_assert_cmpuint(count_ram_blocks(vm), ==, ram_blocks);
     }
-    g_assert_cmpuint(vm_nr_messages(vm), ==, messages);
 
-    /* It was not the memory's fault. */
+    /* It is not the memory's fault. */
+    run_hmp(vm, "%s", add_ram);
+    for (i = 0; i < ARRAY_SIZE(bad_devices); i++) {
+        assert_not_realized(vm, bad_devices[i]);
+    }
     mem = vm_add_mem_with(vm, &config, "ram");
     g_assert_cmpuint(mem->required, ==, 8);
     request_size(vm, mem, 8 * GiB);
