@@ -9,8 +9,7 @@
  * vhost backend really holds. Those that can't hold a memory region for each
  * memslot hold one for each memory device, and get no message while that stays.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

@@ -2,8 +2,7 @@
  * Tests of who is admitted: memory devices and vhost backends, by what is held
  * and what was promised
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

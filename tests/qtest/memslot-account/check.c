@@ -4,8 +4,7 @@
  * What "query-memslots" counts has to be what the model says, what the flat
  * view shows, and what each vhost backend really holds.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

@@ -5,8 +5,7 @@
  * the model refuses is refused by QEMU, in the same words, and afterwards all
  * counts, memslots and memory regions are the expected ones.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_MEMSLOT_ACCOUNT_FRAMEWORK_H

@@ -2,8 +2,7 @@
  * Tests of virtio-mem devices that are unplugged, and of those that QEMU cannot
  * make: what they were promised is there for others
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

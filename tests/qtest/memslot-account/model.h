@@ -4,8 +4,7 @@
  * Memory devices and vhost backends, and the rules about their memslots as one
  * would read them in the documentation. Nothing here asks QEMU.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_MEMSLOT_ACCOUNT_MODEL_H

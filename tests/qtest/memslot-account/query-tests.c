@@ -4,8 +4,7 @@
  * What "query-memslots" tells is checked after every step of all tests. Here
  * is what else there is: "info memslots", and machines without memory devices.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

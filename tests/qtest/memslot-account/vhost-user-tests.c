@@ -2,8 +2,7 @@
  * Tests of vhost-user backends that are killed and come back, and of the
  * backend that all these tests use
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

@@ -2,8 +2,7 @@
  * Tests of what vhost backends are shown: memslots, or whole devices if they
  * can hold only few memory regions
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
