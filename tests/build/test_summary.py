@@ -32,6 +32,12 @@ class Summary(SandboxTest):
         self.assertEqual(lines, ["skipped: prog: b: no KVM",
                                  "2 passed, 0 failed, 1 skipped"])
 
+    def test_notes(self) -> None:
+        noted = self.program("# note: of the machine\nok 1 /a\n1..1\n")
+        _, lines = self.summary(noted, noted)
+        self.assertEqual(lines, ["note: of the machine",
+                                 "2 passed, 0 failed, 0 skipped"])
+
     def test_plan_at_the_end(self) -> None:
         _, lines = self.summary(self.program("ok 1 /a\n1..1\n"))
         self.assertEqual(lines[-1], "1 passed, 0 failed, 0 skipped")
