@@ -353,6 +353,20 @@ def use_tcg(xml: ET.Element) -> None:
     del only(xml.findall('cpu')).attrib['mode']
 
 
+def use_kvm(xml: ET.Element, cpu: str) -> None:
+    """
+    Have a domain pass the host's CPU through as an argument of QEMU's does:
+    "host", and features that it is to be without.
+    """
+    parent = only(xml.findall('cpu'))
+    model, *features = cpu.split(',')
+    assert (parent.get('mode'), model) == ('host-passthrough', 'host')
+    for feature in features:
+        assert feature.startswith('-'), cpu
+        ET.SubElement(parent, 'feature', {'policy': 'disable',
+                                          'name': feature[1:]})
+
+
 def take_commands(xml: ET.Element) -> None:
     """Have a domain connect its serial port to who talks to the guest."""
     devices = only(xml.findall('devices'))

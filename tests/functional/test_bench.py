@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import environment
-from vhost_backends import has_kvm
 
 sys.path.insert(0, str(environment.SCRIPTS))
 
@@ -48,8 +47,7 @@ SCRATCH: Path
 def setUpModule() -> None:  # pylint: disable=invalid-name
     """Find out what kind of KVM there is."""
     global FLAVOUR, SCRATCH  # pylint: disable=global-statement
-    if not has_kvm():
-        raise unittest.SkipTest('/dev/kvm cannot be used')
+    environment.require_kvm()
     meter = Meter()
     method = meter.method
     meter.close()

@@ -11,9 +11,8 @@ from typing import Any, Dict, List, Optional
 
 import environment
 import mtree
-from vm import (BOOT_STALL, GIB, KVM, MIB, TCG, Accelerator,
-                VirtualMachine, plugged_memslots, usable_memslots,
-                usable_region, wait_until)
+from vm import (BOOT_STALL, GIB, MIB, Accelerator, VirtualMachine,
+                plugged_memslots, usable_memslots, usable_region, wait_until)
 
 NAME = 'vmem0'
 SIZE = 6 * GIB
@@ -51,6 +50,7 @@ class MigrationTests:
 
     class Base(unittest.TestCase):
         """One guest a test, that is migrated from host to host."""
+        accel: str
         accelerator: Accelerator
         inaccessible: str
 
@@ -93,7 +93,7 @@ class MigrationTests:
 
         def journey(self, inaccessible: str) -> None:
             """Boot on the first host, then visit the others."""
-            environment.require(self.accelerator)
+            self.accelerator = environment.accelerator(self.accel)
             self.inaccessible = inaccessible
             host, vm = JOURNEY[0], self.machine(JOURNEY[0])
             vm.launch()
@@ -161,12 +161,12 @@ class MigrationTests:
 
 class TestTCG(MigrationTests.Base):
     """With emulation."""
-    accelerator = TCG
+    accel = 'tcg'
 
 
 class TestKVM(MigrationTests.Base):
     """With virtualisation."""
-    accelerator = KVM
+    accel = 'kvm'
 
 
 if __name__ == '__main__':

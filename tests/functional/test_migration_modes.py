@@ -28,7 +28,7 @@ import environment
 from stream import Stream
 from travel import (BLOCK, FEW, FULL, OFF, ON, ONE, SIZE, STOCK, Host, Setup,
                     Station, Traveller)
-from vhost_backends import MEMORY, has_kvm
+from vhost_backends import MEMORY
 from vm import GIB, MIB
 from writer import PAGE, wait_soon
 
@@ -700,8 +700,7 @@ class TestKVM(Modes.Base):
     hosts = KVM_JOURNEY
 
     def setUp(self) -> None:
-        if not has_kvm():
-            self.skipTest('/dev/kvm cannot be used')
+        environment.require_kvm()
 
 
 class TestTCG(Modes.Base):

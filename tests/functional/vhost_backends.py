@@ -207,17 +207,12 @@ class Testpmd(Backend):
         print('start', file=self._input, flush=True)
 
 
-def has_kvm() -> bool:
-    """Whether KVM can be used; no guest has to boot with it."""
-    return os.access('/dev/kvm', os.R_OK | os.W_OK)
-
-
 class TracedMachine(Machine):
     """A machine without a guest that records what KVM and vhost are told."""
 
     def __init__(self, binary: str, accel: Optional[str] = None,
                  maxmem: int = MAXMEM) -> None:
-        self.accel = accel or ('kvm' if has_kvm() else 'tcg')
+        self.accel = accel or ('kvm' if environment.has_kvm() else 'tcg')
         super().__init__(binary, self.accel, maxmem)
         self.trace = self.directory / 'trace'
         self.add_args('-D', str(self.trace))
