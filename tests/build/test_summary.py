@@ -131,6 +131,17 @@ class Check(SandboxTest):
         self.fail_with(["skipped: test-toy: /toy/without: no sanitizer",
                         "0 passed, 0 failed, 1 skipped"], "make", "check")
 
+    def test_require_reaches_tests(self) -> None:
+        write(self.test, "#!/bin/sh\necho 1..1\n"
+                         "echo ok 1 /toy/a \"# SKIP with $REQUIRE.\"\n")
+        for require in ("", "net", "kvm,guest,root,net"):
+            out = self.run_here("make", "check", f"REQUIRE={require}").stdout
+            self.assertIn(f"skipped: test-toy: /toy/a: with {require}.\n",
+                          out)
+        out = self.fail_with(['no test lacks "kmv"'],
+                             "make", "check", "REQUIRE=net,kmv")
+        self.assertNotIn("test-toy", out)
+
     def test_new_test_is_found(self) -> None:
         write(self.root / "tests" / "functional" / "run.py",
               "print('1..1\\nok 1 functional')\n")

@@ -7,11 +7,11 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import functools
 import os
 import subprocess
-import unittest
 from pathlib import Path
 from typing import Optional
 
 import kvm
+import needs
 import vm
 from vm import Accelerator
 
@@ -86,7 +86,7 @@ def require_kvm() -> str:
     """The CPU for KVM; skips the test if there is no KVM."""
     choice = kvm_choice()
     if choice.cpu is None:
-        raise unittest.SkipTest(str(choice))
+        needs.lack(needs.KVM, str(choice))
     return choice.cpu
 
 
@@ -104,5 +104,5 @@ def accelerator(name: str) -> Accelerator:
     cpu = require_kvm()
     reason = _why_no_guest(cpu)
     if reason is not None:
-        raise unittest.SkipTest(f'no guest with KVM: {reason}')
+        needs.lack(needs.GUEST, f'no guest with KVM: {reason}')
     return Accelerator(name, cpu)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import environment
+import needs
 
 sys.path.insert(0, str(environment.SCRIPTS))
 
@@ -52,8 +53,8 @@ def setUpModule() -> None:  # pylint: disable=invalid-name
     method = meter.method
     meter.close()
     if method != 'control group':
-        raise unittest.SkipTest('no control group for memory: all that runs '
-                                'on the machine would be seen, too')
+        needs.lack(needs.ROOT, 'no control group for memory: all that runs on '
+                               'the machine would be seen, too')
     size = 16 * GIB
     FLAVOUR = formula.guess(size, bare.memslot(size)[0])
     # pylint: disable=consider-using-with

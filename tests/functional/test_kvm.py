@@ -128,7 +128,7 @@ class TestEnvironment(Scratch):
             contextlib.redirect_stdout(io.StringIO()))
         # The QEMU to be tested is not asked.
         self.enterContext(mock.patch.dict(os.environ, {
-            'QEMU_SYSTEM': '/nowhere'}))
+            'QEMU_SYSTEM': '/nowhere', 'REQUIRE': ''}))
         self.enterContext(mock.patch.object(
             environment, 'image', return_value=self.directory))
 
@@ -147,19 +147,28 @@ class TestEnvironment(Scratch):
                          f'# note: {environment.kvm_choice()}\n')
 
     def test_no_kvm(self) -> None:
-        """Tests that need it are skipped."""
+        """Tests that need it are skipped, unless they have to run."""
         self.use('*')
         self.assertFalse(environment.has_kvm())
         with self.assertRaisesRegex(unittest.SkipTest, MSR):
             environment.require_kvm()
         with self.assertRaisesRegex(unittest.SkipTest, MSR):
             environment.accelerator('kvm')
+        os.environ['REQUIRE'] = 'net,kvm'
+        with self.assertRaisesRegex(AssertionError, MSR):
+            environment.require_kvm()
 
     def test_no_guest(self) -> None:
         """KVM that boots no guest is KVM all the same."""
         self.use('none')
+        with self.assertRaisesRegex(unittest.SkipTest, 'no guest with KVM'):
+            environment.accelerator('kvm')
+        os.environ['REQUIRE'] = 'kvm'
         self.assertEqual(environment.require_kvm(), 'host')
         with self.assertRaisesRegex(unittest.SkipTest, 'no guest with KVM'):
+            environment.accelerator('kvm')
+        os.environ['REQUIRE'] = 'guest'
+        with self.assertRaisesRegex(AssertionError, 'no guest with KVM'):
             environment.accelerator('kvm')
         self.assertEqual(environment.accelerator('tcg').name, 'tcg')
 

@@ -25,6 +25,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 from qemu.qmp import ExecuteError
 
 import environment
+import needs
 from stream import Stream
 from travel import (BLOCK, FEW, FULL, OFF, ON, ONE, SIZE, STOCK, Host, Setup,
                     Station, Traveller)
@@ -512,7 +513,9 @@ class NoMemory(Refused):
             with mounted(self.kind, self.size):
                 return None
         except subprocess.CalledProcessError:
-            return f'no {self.kind} can be mounted'
+            reason = f'no {self.kind} can be mounted'
+            needs.insist(needs.ROOT, reason)
+            return reason
 
     def spoil(self, leg: Leg) -> Station:
         directory = leg.test.enterContext(mounted(self.kind, self.size))

@@ -17,6 +17,7 @@ from typing import IO, Dict, List, Optional, Sequence, Tuple, Type
 
 import environment
 import mtree
+import needs
 from drivers import Machine, VirtioBlk, VirtioNet
 from host_memory import shared_memory
 from vm import GIB, MIB, VirtualMachine, wait_until
@@ -45,7 +46,7 @@ def _get(script: str, name: str) -> Path:
     directory = environment.build_dir() / name
     reason = _why_not(script, directory)
     if reason is not None:
-        raise unittest.SkipTest(reason)
+        needs.lack(needs.NET, reason)
     return directory
 
 
