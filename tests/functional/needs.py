@@ -2,7 +2,7 @@
 What tests need of the machine that they run on.
 
 Where that is not there, they are skipped, unless the environment variable
-REQUIRE names it: then they fail.
+REQUIRE names it: then they fail. Tests in C have libqos/host.h for that.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """

@@ -834,11 +834,6 @@ static const Setup count_setups[] = {
     { .nb_memslots = MAX_DEVICE_MEMSLOTS, .kvm_limit = 509 },
 };
 
-static void skip(const void *reason)
-{
-    g_test_skip(reason);
-}
-
 int main(int argc, char **argv)
 {
     const char *reason;
@@ -852,7 +847,7 @@ int main(int argc, char **argv)
         reason = "kvm-preload.so is not next to this program";
     }
     if (reason) {
-        qtest_add_data_func("kvm-memslots", reason, skip);
+        qtest_add_data_func("kvm-memslots", reason, qhost_test_no_kvm);
         ret = g_test_run();
         g_free(preload_path);
         return ret;

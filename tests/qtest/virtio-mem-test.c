@@ -1624,10 +1624,7 @@ static void test_prealloc_fails(const TestCase *test)
     if (unshare(CLONE_NEWNS) ||
         mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
         mount("virtio-mem-test", dir, "tmpfs", 0, "size=64M")) {
-        g_autofree char *reason = g_strdup_printf("cannot mount a tmpfs: %s",
-                                                  strerror(errno));
-
-        g_test_skip(reason);
+        qhost_skip("root", "cannot mount a tmpfs: %s", strerror(errno));
         g_assert_cmpint(rmdir(dir), ==, 0);
         return;
     }
@@ -1728,31 +1725,34 @@ static void host_restore(void *opaque)
     g_free(host->dir);
 }
 
-/* Returns why not, or NULL. */
-static char *host_add_huge_pages(Host *host, unsigned int nb_pages)
+/* Like all that prepares the host: skips the test where it returns false. */
+static bool host_add_huge_pages(Host *host, unsigned int nb_pages)
 {
     if (!g_file_test(HUGE_PAGES_DIR, G_FILE_TEST_IS_DIR)) {
-        return g_strdup("the kernel has no huge pages of 2 MiB");
+        g_test_skip("the kernel has no huge pages of 2 MiB");
+        return false;
     }
     host->old_huge_pages = huge_pages("nr_hugepages");
     host->has_huge_pages = true;
     if (!set_huge_pages(host->old_huge_pages + nb_pages)) {
-        return g_strdup_printf("the kernel does not give us %u huge pages",
-                               nb_pages);
+        qhost_skip("root", "the kernel does not give us %u huge pages",
+                   nb_pages);
+        return false;
     }
-    return NULL;
+    return true;
 }
 
 /* In a mount namespace of its own, it goes away by itself. */
-static char *host_mount(Host *host, const char *type, const char *options)
+static bool host_mount(Host *host, const char *type, const char *options)
 {
     if (unshare(CLONE_NEWNS) ||
         mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
         mount("virtio-mem-test", host->dir, type, 0, options)) {
-        return g_strdup_printf("cannot mount a %s: %s", type, strerror(errno));
+        qhost_skip("root", "cannot mount a %s: %s", type, strerror(errno));
+        return false;
     }
     host->is_mounted = true;
-    return NULL;
+    return true;
 }
 
 static bool is_on_disk(const char *dir)
@@ -1763,41 +1763,42 @@ static bool is_on_disk(const char *dir)
            st.f_type != TMPFS_MAGIC && st.f_type != RAMFS_MAGIC;
 }
 
-static char *host_find_disk(Host *host)
+static bool host_find_disk(Host *host)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *self_dir = self ? g_path_get_dirname(self) : g_strdup(".");
     const char *dirs[] = { g_get_tmp_dir(), "/var/tmp", self_dir };
+    g_autofree char *reason = NULL;
     unsigned int i;
 
     for (i = 0; i < ARRAY_SIZE(dirs); i++) {
         if (is_on_disk(dirs[i])) {
             host->dir = g_strdup_printf("%s/virtio-mem-test.XXXXXX", dirs[i]);
             g_assert_nonnull(g_mkdtemp(host->dir));
-            return NULL;
+            return true;
         }
     }
-    return g_strdup_printf("neither %s nor %s nor %s is on a disk", dirs[0],
-                           dirs[1], dirs[2]);
+    reason = g_strdup_printf("neither %s nor %s nor %s is on a disk", dirs[0],
+                             dirs[1], dirs[2]);
+    g_test_skip(reason);
+    return false;
 }
 
-/* Returns why the device can't be had here, or NULL. */
-static char *host_prepare(Host *host, const DeviceConfig *config)
+static bool host_prepare(Host *host, const DeviceConfig *config)
 {
-    char *reason = NULL;
-
     qtest_add_abrt_handler(host_restore, host);
-    if (config->nb_huge_pages) {
-        reason = host_add_huge_pages(host, config->nb_huge_pages);
+    if (config->nb_huge_pages &&
+        !host_add_huge_pages(host, config->nb_huge_pages)) {
+        return false;
     }
-    if (!reason && config->fs == FS_DISK) {
-        reason = host_find_disk(host);
+    if (config->fs == FS_DISK) {
+        return host_find_disk(host);
     }
-    if (!reason && config->fs == FS_HUGETLB) {
+    if (config->fs == FS_HUGETLB) {
         host->dir = create_tmpdir();
-        reason = host_mount(host, "hugetlbfs", "pagesize=2M");
+        return host_mount(host, "hugetlbfs", "pagesize=2M");
     }
-    return reason;
+    return true;
 }
 
 /* ---- Memory of the host that a device uses ---- */
@@ -1846,7 +1847,8 @@ static bool can_see_memory(void)
     struct stat st;
 
     if (!name || stat(path, &st) != 0) {
-        g_test_skip("not allowed to see what memory of QEMU is mapped to");
+        qhost_skip("root",
+                   "not allowed to see what memory of QEMU is mapped to");
         return false;
     }
     return true;
@@ -3166,7 +3168,7 @@ static void test_mlock(const TestCase *test)
 
     g_assert_cmpint(getrlimit(RLIMIT_MEMLOCK, &limit), ==, 0);
     if (geteuid() != 0 && limit.rlim_cur != RLIM_INFINITY) {
-        g_test_skip("not allowed to lock all memory");
+        qhost_skip("root", "not allowed to lock all memory");
         return;
     }
 
@@ -3903,11 +3905,8 @@ static void run_test(const void *data)
 {
     TestCase test = *(const TestCase *)data;
     Host host = { };
-    g_autofree char *reason = host_prepare(&host, &test.config);
 
-    if (reason) {
-        g_test_skip(reason);
-    } else {
+    if (host_prepare(&host, &test.config)) {
         test.config.mem_dir = host.dir;
         test.fn(&test);
     }
@@ -3993,11 +3992,6 @@ static const Arch *find_arch(const char *name)
     g_assert_not_reached();
 }
 
-static void skip(const void *reason)
-{
-    g_test_skip(reason);
-}
-
 int main(int argc, char **argv)
 {
     const char *why_no_kvm;
@@ -4011,7 +4005,7 @@ int main(int argc, char **argv)
     add_tests(false);
     why_no_kvm = qhost_why_no_kvm();
     if (why_no_kvm) {
-        qtest_add_data_func("virtio-mem/kvm", why_no_kvm, skip);
+        qtest_add_data_func("virtio-mem/kvm", why_no_kvm, qhost_test_no_kvm);
     } else {
         add_tests(true);
     }
