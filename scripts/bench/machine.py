@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Tuple
 
+import environment
 from drivers import Answer, Machine, VirtioMem
 
 from bench.formula import MIB
@@ -80,8 +81,8 @@ class BenchMachine(MeteredMachine):
         self._wrapper = [*self.meter.command(), 'env', '-u', 'MALLOC_PERTURB_',
                          *self.recorder.environment()]
         self.stamped_trace = self.directory / 'trace'
-        self.add_args('-cpu', 'host', '-D', str(self.stamped_trace),
-                      '-msg', 'timestamp=on')
+        self.add_args('-cpu', environment.require_kvm(),
+                      '-D', str(self.stamped_trace), '-msg', 'timestamp=on')
 
     def add_device(self) -> None:
         """Have the device there from the start."""

@@ -9,6 +9,8 @@ import subprocess
 import time
 from typing import List
 
+import environment
+
 from bench.formula import GIB, MIB, TIB
 from bench.measurement import Context, Measurement, Parameters, Sample
 from bench.subjects import Subject
@@ -37,7 +39,8 @@ class Start(Measurement):
         ours, theirs = socket.socketpair()
         command = [
             subject.binary, '-S', '-nodefaults', '-display', 'none',
-            '-machine', 'pc', '-accel', 'kvm', '-cpu', 'host',
+            '-machine', 'pc',
+            '-accel', 'kvm', '-cpu', environment.require_kvm(),
             '-m', f'64M,slots=2,maxmem={64 + size // MIB}M' if size
             else '64M',
             '-chardev', f'socket,id=qmp,fd={theirs.fileno()}',

@@ -9,6 +9,7 @@ import re
 import unittest
 from typing import List
 
+import environment
 from drivers import Answer, VirtioMem
 from vhost_backends import DEVICE_SLOT, Block, TracedMachine
 
@@ -33,7 +34,8 @@ class StampedMachine(MeteredMachine, TracedMachine):
 
     def __init__(self, binary: str) -> None:
         super().__init__(binary)
-        self.add_args('-cpu', 'host', '-msg', 'timestamp=on')
+        self.add_args('-cpu', environment.require_kvm(),
+                      '-msg', 'timestamp=on')
         self.trace_requests()
         self.stamped_trace = self.trace
         self.meter = Meter()

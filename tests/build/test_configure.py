@@ -14,6 +14,8 @@ from pathlib import Path
 from sandbox import (FIRST, SECOND, SandboxTest, diff_of_line, mail, tiny_qemu,
                      write)
 
+import needs
+
 
 def as_nobody(build: Path) -> list[str]:
     """What runs a command without root's rights, in a new build directory."""
@@ -126,12 +128,12 @@ class Configure(SandboxTest):
 
     def test_missing_modules_of_python(self) -> None:
         if os.geteuid() != 0:
-            self.skipTest("only root can hide what is installed")
+            needs.lack(needs.ROOT, "only root can hide what is installed")
         hidden = "/usr/lib/python3/dist-packages/sphinx_rtd_theme"
         mount = f"mount -t tmpfs none {hidden}"
         unshare = ["unshare", "--mount", "sh", "-c"]
         if self.run_here(*unshare, mount).returncode:
-            self.skipTest("no file system can be mounted here")
+            needs.lack(needs.ROOT, "no file system can be mounted here")
         nobody = as_nobody(self.build)
         self.fail_with(
             ["are missing", "apt-get install python3-sphinx-rtd-theme\n"],
@@ -145,7 +147,7 @@ class Configure(SandboxTest):
             ["unshare", "--map-root-user", "--mount"]
         mount = "mount -t tmpfs -o size=20m none build"
         if self.run_here(*unshare, "sh", "-c", mount).returncode:
-            self.skipTest("no file system can be mounted here")
+            needs.lack(needs.ROOT, "no file system can be mounted here")
         self.fail_with(
             ["too little disk", "20 MiB free", "Make room"], *unshare, "sh",
             "-c", f"{mount} && ./configure --qemu-src={self.source}")

@@ -32,6 +32,12 @@ class Summary(SandboxTest):
         self.assertEqual(lines, ["skipped: prog: b: no KVM",
                                  "2 passed, 0 failed, 1 skipped"])
 
+    def test_notes(self) -> None:
+        noted = self.program("# note: of the machine\nok 1 /a\n1..1\n")
+        _, lines = self.summary(noted, noted)
+        self.assertEqual(lines, ["note: of the machine",
+                                 "2 passed, 0 failed, 0 skipped"])
+
     def test_plan_at_the_end(self) -> None:
         _, lines = self.summary(self.program("ok 1 /a\n1..1\n"))
         self.assertEqual(lines[-1], "1 passed, 0 failed, 0 skipped")
@@ -131,6 +137,17 @@ class Check(SandboxTest):
         self.assertEqual(out[-1], "1 passed, 0 failed, 0 skipped")
         self.fail_with(["skipped: test-toy: /toy/without: no sanitizer",
                         "0 passed, 0 failed, 1 skipped"], "make", "check")
+
+    def test_require_reaches_tests(self) -> None:
+        write(self.test, "#!/bin/sh\necho 1..1\n"
+                         "echo ok 1 /toy/a \"# SKIP with $REQUIRE.\"\n")
+        for require in ("", "net", "kvm,guest,root,net"):
+            out = self.run_here("make", "check", f"REQUIRE={require}").stdout
+            self.assertIn(f"skipped: test-toy: /toy/a: with {require}.\n",
+                          out)
+        out = self.fail_with(['no test lacks "kmv"'],
+                             "make", "check", "REQUIRE=net,kmv")
+        self.assertNotIn("test-toy", out)
 
     def test_new_test_is_found(self) -> None:
         write(self.root / "tests" / "system" / "run.py",

@@ -731,11 +731,6 @@ static const Setup count_setups[] = {
     { .nb_memslots = MAX_DEVICE_MEMSLOTS, .region2 = true },
 };
 
-static void skip(const void *reason)
-{
-    g_test_skip(reason);
-}
-
 int main(int argc, char **argv)
 {
     const char *reason;
@@ -749,7 +744,7 @@ int main(int argc, char **argv)
         reason = "kvm-preload.so is not next to this program";
     }
     if (reason) {
-        qtest_add_data_func("kvm-memslots", reason, skip);
+        qtest_add_data_func("kvm-memslots", reason, qhost_test_no_kvm);
         ret = g_test_run();
         g_free(preload_path);
         return ret;

@@ -29,11 +29,6 @@ static void add_tests(bool kvm)
     add_random_tests(kvm);
 }
 
-static void skip(const void *reason)
-{
-    g_test_skip(reason);
-}
-
 int main(int argc, char **argv)
 {
     const char *why_no_kvm;
@@ -46,13 +41,14 @@ int main(int argc, char **argv)
     add_tests(false);
     why_no_kvm = qhost_why_no_kvm();
     if (why_no_kvm) {
-        qtest_add_data_func("memslot-account/kvm", why_no_kvm, skip);
+        qtest_add_data_func("memslot-account/kvm", why_no_kvm,
+                            qhost_test_no_kvm);
     } else {
         add_tests(true);
         if (!preload_path) {
             qtest_add_data_func("memslot-account/kvm/limits",
                                 "kvm-preload.so is not next to this program",
-                                skip);
+                                qhost_test_no_kvm);
         }
     }
     ret = g_test_run();

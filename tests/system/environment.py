@@ -7,10 +7,11 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import functools
 import os
 import subprocess
-import unittest
 from pathlib import Path
 from typing import Optional
 
+import kvm
+import needs
 import vm
 from vm import Accelerator
 
@@ -74,13 +75,39 @@ def emulator() -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def _why_not_kvm() -> Optional[str]:
-    return vm.why_not_kvm(qemu_system(), image())
+def kvm_choice() -> kvm.Choice:
+    """The CPU for KVM, if there is KVM; the first to ask has it printed."""
+    choice = kvm.choose(stock_qemu)
+    print(f'# note: {choice}', flush=True)
+    return choice
 
 
-def require(accelerator: Accelerator) -> None:
-    """Skip the test if the guest does not boot with an accelerator."""
-    if accelerator is vm.KVM:
-        reason = _why_not_kvm()
-        if reason is not None:
-            raise unittest.SkipTest(f'no guest with KVM: {reason}')
+def has_kvm() -> bool:
+    """Whether KVM can be used; no guest has to boot with it."""
+    return kvm_choice().cpu is not None
+
+
+def require_kvm() -> str:
+    """The CPU for KVM; skips the test if there is no KVM."""
+    choice = kvm_choice()
+    if choice.cpu is None:
+        needs.lack(needs.KVM, str(choice))
+    return choice.cpu
+
+
+@functools.lru_cache(maxsize=None)
+def _why_no_guest(cpu: str) -> Optional[str]:
+    return kvm.why_no_guest(stock_qemu(), image(), cpu)
+
+
+def accelerator(name: str) -> Accelerator:
+    """
+    An accelerator that the guest boots with; skips the test if it does not.
+    """
+    if name != 'kvm':
+        return Accelerator(name, None)
+    cpu = require_kvm()
+    reason = _why_no_guest(cpu)
+    if reason is not None:
+        needs.lack(needs.GUEST, f'no guest with KVM: {reason}')
+    return Accelerator(name, cpu)

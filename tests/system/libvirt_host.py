@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import environment
+import needs
 from guest import Guest
 from vm import wait_until
 
@@ -45,7 +46,7 @@ class LibvirtError(Exception):
 
 
 @functools.lru_cache(maxsize=None)
-def _why_not_here() -> Optional[str]:
+def _why_no_root() -> Optional[str]:
     if os.geteuid():
         return 'libvirtd needs root, to mount its own root, for one'
     result = subprocess.run([*NAMESPACES, 'mount', '-t', 'tmpfs', 'tmpfs',
@@ -53,10 +54,18 @@ def _why_not_here() -> Optional[str]:
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode:
         return f'libvirtd needs namespaces: {result.stdout.strip()}'
-    if 'ASAN_OPTIONS' in os.environ:
-        return ('QEMU with sanitizers may hang when it forks, as it does when '
-                'libvirt looks at what it can do')
     return None
+
+
+def _require_namespaces() -> None:
+    """Skip the test if there can be no host here."""
+    reason = _why_no_root()
+    if reason is not None:
+        needs.lack(needs.ROOT, reason)
+    if 'ASAN_OPTIONS' in os.environ:
+        raise unittest.SkipTest('QEMU with sanitizers may hang when it forks, '
+                                'as it does when libvirt looks at what it can '
+                                'do')
 
 
 @functools.lru_cache(maxsize=None)
@@ -68,7 +77,7 @@ def _packages(version: str) -> Path:
         stdin=subprocess.DEVNULL, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode:
-        raise unittest.SkipTest(result.stdout)
+        needs.lack(needs.NET, result.stdout)
     return directory
 
 
@@ -92,9 +101,7 @@ class Host:  # pylint: disable=too-many-instance-attributes
         @directory is for the files of all hosts of a test; each host has it
         at the same place.
         """
-        reason = _why_not_here()
-        if reason is not None:
-            raise unittest.SkipTest(reason)
+        _require_namespaces()
         self.version = version
         self.packages = _packages(version)
         self.directory = directory
@@ -351,6 +358,20 @@ def use_tcg(xml: ET.Element) -> None:
     """Have a domain emulated, which has no CPU to pass through."""
     xml.set('type', 'qemu')
     del only(xml.findall('cpu')).attrib['mode']
+
+
+def use_kvm(xml: ET.Element, cpu: str) -> None:
+    """
+    Have a domain pass the host's CPU through as an argument of QEMU's does:
+    "host", and features that it is to be without.
+    """
+    parent = only(xml.findall('cpu'))
+    model, *features = cpu.split(',')
+    assert (parent.get('mode'), model) == ('host-passthrough', 'host')
+    for feature in features:
+        assert feature.startswith('-'), cpu
+        ET.SubElement(parent, 'feature', {'policy': 'disable',
+                                          'name': feature[1:]})
 
 
 def take_commands(xml: ET.Element) -> None:

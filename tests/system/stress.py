@@ -19,10 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Protocol, Sequence
 
+import environment
 from stress_machine import RealMachine, agree
 from stress_model import Model, Step
 from stress_steps import Chooser, limited, replay, without_device
-from vhost_backends import has_kvm
 
 # What it takes to run this
 VARIABLES = ('BUILD_DIR', 'QEMU_SYSTEM', 'PYTHONPATH')
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description='Stress machines with memory devices.')
     parser.add_argument('--accel', choices=('kvm', 'tcg'),
-                        default='kvm' if has_kvm() else 'tcg')
+                        help='(default: kvm where it can be used, else tcg)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--seeds', type=int, default=1,
                         help='run that many sequences')
@@ -287,7 +287,8 @@ def main(arguments: Sequence[str]) -> int:
                         help='for --replay: with a listener')
     options = parser.parse_args(arguments)
 
-    stress = Stress(options.accel, options.show or bool(options.replay))
+    accel = options.accel or ('kvm' if environment.has_kvm() else 'tcg')
+    stress = Stress(accel, options.show or bool(options.replay))
     try:
         if options.replay:
             stress.replay(options.listener, parse_steps(options.replay))

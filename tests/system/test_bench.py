@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import environment
-from vhost_backends import has_kvm
+import needs
 
 sys.path.insert(0, str(environment.SCRIPTS))
 
@@ -48,14 +48,13 @@ SCRATCH: Path
 def setUpModule() -> None:  # pylint: disable=invalid-name
     """Find out what kind of KVM there is."""
     global FLAVOUR, SCRATCH  # pylint: disable=global-statement
-    if not has_kvm():
-        raise unittest.SkipTest('/dev/kvm cannot be used')
+    environment.require_kvm()
     meter = Meter()
     method = meter.method
     meter.close()
     if method != 'control group':
-        raise unittest.SkipTest('no control group for memory: all that runs '
-                                'on the machine would be seen, too')
+        needs.lack(needs.ROOT, 'no control group for memory: all that runs on '
+                               'the machine would be seen, too')
     size = 16 * GIB
     FLAVOUR = formula.guess(size, bare.memslot(size)[0])
     # pylint: disable=consider-using-with

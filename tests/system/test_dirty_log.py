@@ -11,7 +11,7 @@ import unittest
 import environment
 from baremetal import BareMetal, Command
 from drivers import Answer, VirtioMem
-from vhost_backends import DEVICE_SLOT, TracedMachine, has_kvm
+from vhost_backends import DEVICE_SLOT, TracedMachine
 from vm import GIB, MIB, wait_until
 
 CARD_SLOT = 6
@@ -29,7 +29,6 @@ BRIGHTEST = 0x3f
 SLOW = 4096
 
 
-@unittest.skipUnless(has_kvm(), '/dev/kvm cannot be used')
 class TestDisplay(unittest.TestCase):
     """
     A display in a mode in which QEMU converts what it shows, and so looks for
@@ -37,9 +36,10 @@ class TestDisplay(unittest.TestCase):
     """
 
     def setUp(self) -> None:
+        cpu = environment.require_kvm()
         self.machine = BareMetal(environment.qemu_system(), 'kvm', GIB)
         self.addCleanup(self.machine.shutdown)
-        self.machine.add_args('-cpu', 'host',
+        self.machine.add_args('-cpu', cpu,
                               '-device', f'VGA,addr={CARD_SLOT}')
         self.machine.launch()
         for register, value in ((0x10, FRAMEBUFFER), (4, 3)):
@@ -94,13 +94,13 @@ class TestDisplay(unittest.TestCase):
         draw_all(21)
 
 
-@unittest.skipUnless(has_kvm(), '/dev/kvm cannot be used')
 class TestDirtyRate(unittest.TestCase):
     """Memory that comes while the dirty rate is measured is logged, too."""
     SIZE = 128 * MIB
 
     def test_plugged(self) -> None:
         """A DIMM, and a memslot of a virtio-mem device."""
+        environment.require_kvm()
         machine = TracedMachine(environment.qemu_system())
         self.addCleanup(machine.shutdown)
         machine.add_device('multiple-memslots=on', 4 * GIB)

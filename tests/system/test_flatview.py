@@ -11,7 +11,7 @@ from typing import Callable, Dict, List
 
 import environment
 from drivers import Answer, VirtioMem
-from vhost_backends import DEVICE_SLOT, Block, TracedMachine, has_kvm
+from vhost_backends import DEVICE_SLOT, Block, TracedMachine
 from vm import GIB, MIB
 
 SIZE = 4 * GIB
@@ -85,9 +85,9 @@ class TestFlatView(unittest.TestCase):
         self.assertNotRegex(self.machine.hmp('info mtree -f'),
                             rf'{PORTS:016x}-')
 
-    @unittest.skipUnless(has_kvm(), '/dev/kvm cannot be used')
     def test_dirty_log(self) -> None:
         """A view that differs in nothing but what is logged is replaced."""
+        environment.require_kvm()
         self.machine.add_device('multiple-memslots=on', SIZE)
         self.machine.launch()
         memory = VirtioMem(self.machine, DEVICE_SLOT)

@@ -9,8 +9,8 @@ from typing import Callable, List
 
 import environment
 from guest import Guest
-from vm import (BOOT_STALL, GIB, KVM, TCG, Accelerator, VirtualMachine,
-                plugged_memslots, usable_memslots, usable_region, wait_until)
+from vm import (BOOT_STALL, GIB, VirtualMachine, plugged_memslots,
+                usable_memslots, usable_region, wait_until)
 
 NAME = 'vmem0'
 SIZE = 4 * GIB
@@ -21,17 +21,17 @@ class GuestTests:
 
     class Base(unittest.TestCase):
         """One guest a test."""
-        accelerator: Accelerator
+        accel: str
         vm: VirtualMachine
         guest: Guest
         base: int
 
         def boot(self, unplugged_inaccessible: str) -> None:
             """Boot a guest with a virtio-mem device, nothing plugged."""
-            environment.require(self.accelerator)
+            accelerator = environment.accelerator(self.accel)
             self.vm = VirtualMachine(
-                environment.qemu_system(), self.accelerator.name, GIB,
-                maxmem=GIB + SIZE, cpu=self.accelerator.cpu)
+                environment.qemu_system(), accelerator.name, GIB,
+                maxmem=GIB + SIZE, cpu=accelerator.cpu)
             self.addCleanup(self.vm.shutdown)
             self.guest = self.vm.add_guest(environment.image())
             self.vm.add_virtio_mem(
@@ -116,12 +116,12 @@ class GuestTests:
 
 class TestTCG(GuestTests.Base):
     """With emulation."""
-    accelerator = TCG
+    accel = 'tcg'
 
 
 class TestKVM(GuestTests.Base):
     """With virtualisation."""
-    accelerator = KVM
+    accel = 'kvm'
 
 
 if __name__ == '__main__':

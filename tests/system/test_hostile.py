@@ -19,7 +19,6 @@ import environment
 import host_memory
 from baremetal import AREA_SIZE, CPUS, BareMetal, Command, Outcome
 from drivers import Answer, VirtioBlk, VirtioMem
-from vhost_backends import has_kvm
 from vm import GIB, MIB, wait_until
 
 NAME = 'vmem0'
@@ -164,8 +163,8 @@ class Base:
         accel: str
 
         def setUp(self) -> None:
-            if self.accel == 'kvm' and not has_kvm():
-                self.skipTest('no /dev/kvm')
+            if self.accel == 'kvm':
+                environment.require_kvm()
 
         def rig(self, multiple: str,
                 backend: str = 'memory-backend-memfd,share=on') -> Rig:

@@ -23,8 +23,7 @@ from typing import Dict, List, Optional, Tuple
 import environment
 from guest import MIB, PAGE_SIZE
 from libvirt_host import (Domain, Host, LibvirtError, example, only, override,
-                          take_commands, use_tcg)
-from vhost_backends import has_kvm
+                          take_commands, use_kvm, use_tcg)
 from vm import BOOT_STALL, GIB, Memslot, touched, wait_until
 
 OLD, NEW = '9.0', '11.3'
@@ -262,10 +261,10 @@ class LifeTests:
                     self.assert_figures(domain, 0, NOTHING)
 
         def test_kvm(self) -> None:
-            """With KVM, the example is used as it is."""
-            if not has_kvm():
-                self.skipTest('no /dev/kvm')
+            """With KVM, the example is used as it is, if the CPU lets it."""
+            cpu = environment.require_kvm()
             xml = example(self.example)
+            use_kvm(xml, cpu)
             take_commands(xml)
             domain = self.domain(self.host(self.version), xml)
             # Nothing in here asks for a guest, and not all KVMs boot one.
@@ -278,6 +277,21 @@ class LifeTests:
             self.assertEqual(holder['used'] + holder['free'],
                              holder['limit'])
             say(domain.hmp('info memslots'))
+
+
+class TestCPU(unittest.TestCase):
+    """The CPU for KVM, as a domain has it."""
+
+    def test_features(self) -> None:
+        """Some of the host's features may be missing."""
+        cases: List[Tuple[str, List[str]]] = [
+            ('host', []), ('host,-arch-capabilities', ['arch-capabilities'])]
+        for cpu, disabled in cases:
+            xml = example(DYNAMIC)
+            use_kvm(xml, cpu)
+            self.assertEqual(
+                [feature.attrib for feature in xml.findall('cpu/feature')],
+                [{'policy': 'disable', 'name': name} for name in disabled])
 
 
 class TestOverride(LifeTests.Base):

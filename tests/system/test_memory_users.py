@@ -22,7 +22,6 @@ from baremetal import BareMetal, Command
 from drivers import Answer, Machine, VirtioMem
 from dumps import PAGE, Elf, Kdump
 from gdb import Gdb, GdbError
-from vhost_backends import has_kvm
 from vm import (BOOT_STALL, GIB, MIB, TCG, VirtualMachine, plugged_memslots,
                 wait_until)
 
@@ -125,8 +124,8 @@ class Base:
         multiple: str
 
         def setUp(self) -> None:
-            if self.accel == 'kvm' and not has_kvm():
-                self.skipTest('no /dev/kvm')
+            if self.accel == 'kvm':
+                environment.require_kvm()
             self.start(Machine)
 
         def start(self, kind: Type[Machine]) -> None:

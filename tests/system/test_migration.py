@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import environment
 import mtree
 from vhost_backends import peer_qemu
-from vm import (BOOT_STALL, GIB, KVM, MIB, TCG, Accelerator,
+from vm import (BOOT_STALL, GIB, MIB, Accelerator,
                 VirtualMachine, plugged_memslots, usable_memslots,
                 usable_region, wait_until)
 
@@ -58,6 +58,7 @@ class MigrationTests:
 
     class Base(unittest.TestCase):
         """One guest a test, that is migrated from host to host."""
+        accel: str
         accelerator: Accelerator
         version: str
         inaccessible: str
@@ -99,7 +100,7 @@ class MigrationTests:
 
         def journeys(self, inaccessible: str) -> None:
             """Go all ways."""
-            environment.require(self.accelerator)
+            self.accelerator = environment.accelerator(self.accel)
             self.inaccessible = inaccessible
             for self.version, hosts in WAYS:
                 self.journey(hosts)
@@ -174,12 +175,12 @@ class MigrationTests:
 
 class TestTCG(MigrationTests.Base):
     """With emulation."""
-    accelerator = TCG
+    accel = 'tcg'
 
 
 class TestKVM(MigrationTests.Base):
     """With virtualisation."""
-    accelerator = KVM
+    accel = 'kvm'
 
 
 if __name__ == '__main__':

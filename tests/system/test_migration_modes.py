@@ -28,11 +28,12 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 from qemu.qmp import ExecuteError
 
 import environment
+import needs
 from stream import Stream
 from travel import (BLOCK, FEW, FULL, NEW_MACHINE, OFF, OLD_MACHINE, ON, ONE,
                     PEER, PEER_ON, SIZE, STOCK, Host, Setup, Station,
                     Traveller)
-from vhost_backends import DEVICE, MEMORY, has_kvm, is_listening
+from vhost_backends import DEVICE, MEMORY, is_listening
 from vm import GIB, MIB
 from writer import PAGE, wait_soon
 
@@ -635,7 +636,9 @@ class NoMemory(Refused):
             with mounted(self.kind, self.size):
                 return None
         except subprocess.CalledProcessError:
-            return f'no {self.kind} can be mounted'
+            reason = f'no {self.kind} can be mounted'
+            needs.insist(needs.ROOT, reason)
+            return reason
 
     def spoil(self, leg: Leg) -> Station:
         directory = leg.test.enterContext(mounted(self.kind, self.size))
@@ -826,8 +829,7 @@ class TestKVM(Modes.Base):
     hosts = KVM_JOURNEY
 
     def setUp(self) -> None:
-        if not has_kvm():
-            self.skipTest('/dev/kvm cannot be used')
+        environment.require_kvm()
 
 
 class TestOldKVM(TestKVM):

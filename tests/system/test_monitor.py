@@ -14,7 +14,7 @@ from qemu.machine.machine import VMLaunchFailure
 
 import environment
 from drivers import Answer, Machine, VirtioMem
-from vhost_backends import MAXMEM, Block, has_kvm
+from vhost_backends import MAXMEM, Block
 from vm import GIB, MIB, VirtualMachine, virtio_mem_arguments
 
 SLOT = 5
@@ -47,7 +47,7 @@ class TestFigures(unittest.TestCase):
     def machine(self, **properties: str) -> Machine:
         """A machine with a device of 4 GiB, not started."""
         machine = Machine(environment.qemu_system(),
-                          'kvm' if has_kvm() else 'tcg', MAXMEM)
+                          'kvm' if environment.has_kvm() else 'tcg', MAXMEM)
         self.addCleanup(machine.shutdown)
         machine.add_args(*virtio_mem_arguments(
             'vmem0', 4 * GIB, addr=str(SLOT), requested_size=str(4 * GIB),

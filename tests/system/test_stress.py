@@ -19,7 +19,6 @@ from stress import (Failure, Pair, Shrinker, Stress, command, parse_steps,
 from stress_machine import agree
 from stress_model import Model, Step
 from stress_steps import Chooser, limited, replay, without_device
-from vhost_backends import has_kvm
 from vm import GIB, MIB
 
 STEPS = 200
@@ -339,10 +338,12 @@ class TestTCG(Machines.Base):
     accel = 'tcg'
 
 
-@unittest.skipUnless(has_kvm(), 'there is no KVM')
 class TestKVM(Machines.Base):
     """With KVM."""
     accel = 'kvm'
+
+    def setUp(self) -> None:
+        environment.require_kvm()
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from typing import IO, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 import environment
 import mtree
+import needs
 from drivers import Machine, VirtioBlk, VirtioNet
 from host_memory import shared_memory
 from vm import GIB, MIB, VirtualMachine, wait_until
@@ -47,7 +48,7 @@ def _get(script: str, name: str) -> Path:
     directory = environment.build_dir() / name
     reason = _why_not(script, directory)
     if reason is not None:
-        raise unittest.SkipTest(reason)
+        needs.lack(needs.NET, reason)
     return directory
 
 
@@ -242,17 +243,12 @@ class Testpmd(Backend):
         print('start', file=self._input, flush=True)
 
 
-def has_kvm() -> bool:
-    """Whether KVM can be used; no guest has to boot with it."""
-    return os.access('/dev/kvm', os.R_OK | os.W_OK)
-
-
 class TracedMachine(Machine):
     """A machine without a guest that records what KVM and vhost are told."""
 
     def __init__(self, binary: str, accel: Optional[str] = None,
                  maxmem: int = MAXMEM, machine: str = 'pc') -> None:
-        self.accel = accel or ('kvm' if has_kvm() else 'tcg')
+        self.accel = accel or ('kvm' if environment.has_kvm() else 'tcg')
         super().__init__(binary, self.accel, maxmem, machine)
         self.trace = self.directory / 'trace'
         self.add_args('-D', str(self.trace))

@@ -19,10 +19,9 @@ from typing import (Any, Callable, Dict, List, NoReturn, Optional, Sequence,
                     Tuple, TypeVar)
 
 from qemu.machine import QEMUMachine
-from qemu.machine.machine import VMLaunchFailure
 
 import mtree
-from guest import MIB, Guest, GuestError
+from guest import MIB, Guest
 
 GIB = 1 << 30
 # Only hit when something hangs: machines are slow and shared.
@@ -299,32 +298,7 @@ class Accelerator:
     cpu: Optional[str]
 
 
-KVM = Accelerator('kvm', 'host')
 TCG = Accelerator('tcg', None)
-
-
-def why_not_kvm(binary: str, image: Path) -> Optional[str]:
-    """
-    Try to boot the guest with KVM: None if it comes up, else the reason.
-    """
-    try:
-        os.close(os.open('/dev/kvm', os.O_RDWR))
-    except OSError as error:
-        return f'/dev/kvm: {error.strerror}'
-    with VirtualMachine(binary, 'kvm', GIB, cpu=KVM.cpu) as vm:
-        guest = vm.add_guest(image)
-        try:
-            vm.launch()
-            # Booting a kernel, KVM is silent for no more than a moment.
-            guest.wait_ready(stall=10.0)
-        except VMLaunchFailure as failure:
-            return 'QEMU exits: ' + first_error(failure.output)
-        except GuestError as error:
-            if vm.is_running():
-                return f'the guest does not boot: {error}'.splitlines()[0]
-            vm.shutdown()
-            return 'QEMU exits: ' + first_error(vm.get_log())
-    return None
 
 
 def first_error(log: Optional[str]) -> str:

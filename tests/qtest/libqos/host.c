@@ -8,15 +8,50 @@
 #include "../libqtest.h"
 #include "host.h"
 
-const char *qhost_why_no_kvm(void)
+void qhost_skip(const char *need, const char *fmt, ...)
+{
+    g_auto(GStrv) required = g_strsplit(g_getenv("REQUIRE") ?: "", ",", -1);
+    g_autofree char *reason = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    reason = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    if (g_strv_contains((const char *const *)required, need)) {
+        g_test_message("%s (REQUIRE has \"%s\")", reason, need);
+        g_test_fail();
+    } else {
+        g_test_skip(reason);
+    }
+}
+
+static bool can_open_kvm(void)
 {
     const int fd = open("/dev/kvm", O_RDWR);
 
     if (fd < 0) {
-        return "/dev/kvm can't be opened";
+        return false;
     }
     close(fd);
+    return true;
+}
+
+const char *qhost_why_no_kvm(void)
+{
+    if (!can_open_kvm()) {
+        return "/dev/kvm can't be opened";
+    }
     return qtest_has_accel("kvm") ? NULL : "KVM is not built in";
+}
+
+void qhost_test_no_kvm(const void *reason)
+{
+    if (can_open_kvm()) {
+        /* What was built lacks something, and not the host. */
+        g_test_skip(reason);
+    } else {
+        qhost_skip("kvm", "%s", (const char *)reason);
+    }
 }
 
 char *qhost_find_module(const char *name)

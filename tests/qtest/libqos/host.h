@@ -8,11 +8,30 @@
 #define TESTS_LIBQOS_HOST_H
 
 /**
+ * qhost_skip:
+ * @need: what the host lacks: "kvm", or "root" for what only root may do
+ * @fmt: the reason, as for printf()
+ *
+ * Skip the test that runs. If the environment variable REQUIRE, a list with
+ * commas, has @need in it, the test fails instead.
+ */
+void qhost_skip(const char *need, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
+/**
  * qhost_why_no_kvm:
  *
  * Returns: why QEMU can't use KVM here, or NULL if it can.
  */
 const char *qhost_why_no_kvm(void);
+
+/**
+ * qhost_test_no_kvm:
+ * @reason: why there are no tests with KVM
+ *
+ * A test for qtest_add_data_func() that stands for those, and is skipped, or
+ * fails if there is no KVM but REQUIRE has "kvm" in it.
+ */
+void qhost_test_no_kvm(const void *reason);
 
 /**
  * qhost_find_module:
