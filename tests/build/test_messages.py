@@ -30,7 +30,7 @@ PROVOKED = REPOSITORY / "tests/messages.md"
 INTERNAL = ("hw/mem/ram-discard-testdev.c", "hw/mem/memslot-testdev.c",
             "hw/mem/memslot-plan.c")
 # Where tests of QEMU are
-TESTS = ("tests/unit", "tests/qtest", "tests/functional")
+TESTS = ("tests/unit", "tests/qtest", "tests/system")
 
 REPORTS = re.compile(
     r"\b(?:(?:error|warn|info)_(?:setg|setg_errno|report|report_once|"

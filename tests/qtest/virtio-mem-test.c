@@ -9,11 +9,6 @@
 #include "virtio-mem/framework.h"
 #include "virtio-mem/tests.h"
 
-static void skip(const void *reason)
-{
-    g_test_skip(reason);
-}
-
 int main(int argc, char **argv)
 {
     const char *why_no_kvm = qhost_why_no_kvm();
@@ -22,7 +17,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     framework_init();
     if (why_no_kvm) {
-        qtest_add_data_func("virtio-mem/kvm", why_no_kvm, skip);
+        qtest_add_data_func("virtio-mem/kvm", why_no_kvm, qhost_test_no_kvm);
     }
 
     add_backends_tests();

@@ -57,31 +57,34 @@ void host_restore(void *opaque)
     g_free(host->dir);
 }
 
-/* Returns why not, or NULL. */
-static char *host_add_huge_pages(Host *host, unsigned int nb_pages)
+/* Like all that prepares the host: skips the test where it returns false. */
+static bool host_add_huge_pages(Host *host, unsigned int nb_pages)
 {
     if (!g_file_test(HUGE_PAGES_DIR, G_FILE_TEST_IS_DIR)) {
-        return g_strdup("the kernel has no huge pages of 2 MiB");
+        g_test_skip("the kernel has no huge pages of 2 MiB");
+        return false;
     }
     host->old_huge_pages = huge_pages("nr_hugepages");
     host->has_huge_pages = true;
     if (!set_huge_pages(host->old_huge_pages + nb_pages)) {
-        return g_strdup_printf("the kernel does not give us %u huge pages",
-                               nb_pages);
+        qhost_skip("root", "the kernel does not give us %u huge pages",
+                   nb_pages);
+        return false;
     }
-    return NULL;
+    return true;
 }
 
 /* In a mount namespace of its own, it goes away by itself. */
-static char *host_mount(Host *host, const char *type, const char *options)
+static bool host_mount(Host *host, const char *type, const char *options)
 {
     if (unshare(CLONE_NEWNS) ||
         mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
         mount("virtio-mem-test", host->dir, type, 0, options)) {
-        return g_strdup_printf("cannot mount a %s: %s", type, strerror(errno));
+        qhost_skip("root", "cannot mount a %s: %s", type, strerror(errno));
+        return false;
     }
     host->is_mounted = true;
-    return NULL;
+    return true;
 }
 
 static bool is_on_disk(const char *dir)
@@ -92,40 +95,42 @@ static bool is_on_disk(const char *dir)
            st.f_type != TMPFS_MAGIC && st.f_type != RAMFS_MAGIC;
 }
 
-static char *host_find_disk(Host *host)
+static bool host_find_disk(Host *host)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *self_dir = self ? g_path_get_dirname(self) : g_strdup(".");
     const char *dirs[] = { g_get_tmp_dir(), "/var/tmp", self_dir };
+    g_autofree char *reason = NULL;
     unsigned int i;
 
     for (i = 0; i < ARRAY_SIZE(dirs); i++) {
         if (is_on_disk(dirs[i])) {
             host->dir = g_strdup_printf("%s/virtio-mem-test.XXXXXX", dirs[i]);
             g_assert_nonnull(g_mkdtemp(host->dir));
-            return NULL;
+            return true;
         }
     }
-    return g_strdup_printf("neither %s nor %s nor %s is on a disk", dirs[0],
-                           dirs[1], dirs[2]);
+    reason = g_strdup_printf("neither %s nor %s nor %s is on a disk", dirs[0],
+                             dirs[1], dirs[2]);
+    g_test_skip(reason);
+    return false;
 }
 
-char *host_prepare(Host *host, const DeviceConfig *config)
+bool host_prepare(Host *host, const DeviceConfig *config)
 {
-    char *reason = NULL;
-
     qtest_add_abrt_handler(host_restore, host);
-    if (config->nb_huge_pages) {
-        reason = host_add_huge_pages(host, config->nb_huge_pages);
+    if (config->nb_huge_pages &&
+        !host_add_huge_pages(host, config->nb_huge_pages)) {
+        return false;
     }
-    if (!reason && config->fs == FS_DISK) {
-        reason = host_find_disk(host);
+    if (config->fs == FS_DISK) {
+        return host_find_disk(host);
     }
-    if (!reason && config->fs == FS_HUGETLB) {
+    if (config->fs == FS_HUGETLB) {
         host->dir = create_tmpdir();
-        reason = host_mount(host, "hugetlbfs", "pagesize=2M");
+        return host_mount(host, "hugetlbfs", "pagesize=2M");
     }
-    return reason;
+    return true;
 }
 
 uint64_t allocated_size(const char *path)
@@ -173,7 +178,8 @@ bool can_see_memory(void)
     struct stat st;
 
     if (!name || stat(path, &st) != 0) {
-        g_test_skip("not allowed to see what memory of QEMU is mapped to");
+        qhost_skip("root",
+                   "not allowed to see what memory of QEMU is mapped to");
         return false;
     }
     return true;

@@ -22,8 +22,8 @@ typedef struct Host {
     uint64_t old_huge_pages;
 } Host;
 
-/* Returns why the device can't be had here, or NULL. */
-char *host_prepare(Host *host, const DeviceConfig *config);
+/* Skips the test and returns false if the device cannot be had here. */
+bool host_prepare(Host *host, const DeviceConfig *config);
 
 void host_restore(void *host);
 

@@ -39,24 +39,6 @@ static void test_two_devices(const TestCase *test)
     vm_stop(vm);
 }
 
-/* The memory of a device is aligned for huge pages, whatever its block size. */
-static void test_alignment(const TestCase *test)
-{
-    DeviceConfig configs[] = { test->config, test->config };
-    unsigned int i;
-    TestVM *vm;
-
-    for (i = 0; i < ARRAY_SIZE(configs); i++) {
-        configs[i].block_size = 1 * MiB;
-        configs[i].size = 2 * GiB + 1 * MiB;
-    }
-    vm = vm_start_with(test, configs, ARRAY_SIZE(configs), "");
-    for (i = 0; i < ARRAY_SIZE(configs); i++) {
-        g_assert_cmphex(vm_model(vm, i)->addr % (2 * MiB), ==, 0);
-    }
-    vm_stop(vm);
-}
-
 /* However many memslots a step touches, listeners see one change. */
 static void test_one_transaction(const TestCase *test)
 {
@@ -362,7 +344,6 @@ static const NamedConfig kernel_memory_configs[] = {
 
 static const TestGroup groups[] = {
     { "two-devices", test_two_devices, basic_configs },
-    { "alignment", test_alignment, basic_configs },
     { "one-transaction", test_one_transaction, multiple_configs },
     { "memaddr", test_memaddr, basic_configs },
     { "requested-at-start", test_requested_at_start, basic_configs },

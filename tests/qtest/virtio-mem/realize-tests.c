@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "libqos/host.h"
 #include "checks.h"
 #include "failures.h"
 #include "listeners.h"
@@ -27,6 +28,9 @@ static void test_failed_realize(const TestCase *test)
         { ",memdev=mem0,requested-size=3M",
           "'requested-size' property has to be multiples of 'block-size'" },
         { ",memdev=mem0,memaddr=0x100100000", "address must be aligned to" },
+        /* for huge pages, however small blocks are */
+        { ",memdev=mem0,memaddr=0x100100000,block-size=1M",
+          "address must be aligned to 0x200000" },
         { ",memdev=odd", "multiple" },
         { ",memdev=huge", "not enough space" },
         { ",memdev=none", "not found" },
@@ -151,7 +155,7 @@ static void test_mlock(const TestCase *test)
 
     g_assert_cmpint(getrlimit(RLIMIT_MEMLOCK, &limit), ==, 0);
     if (geteuid() != 0 && limit.rlim_cur != RLIM_INFINITY) {
-        g_test_skip("not allowed to lock all memory");
+        qhost_skip("root", "not allowed to lock all memory");
         return;
     }
 

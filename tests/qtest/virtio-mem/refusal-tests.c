@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "libqos/host.h"
 #include "checks.h"
 #include "failures.h"
 #include "host-memory.h"
@@ -29,10 +30,7 @@ static void test_prealloc_fails(const TestCase *test)
     if (unshare(CLONE_NEWNS) ||
         mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
         mount("virtio-mem-test", dir, "tmpfs", 0, "size=64M")) {
-        g_autofree char *reason = g_strdup_printf("cannot mount a tmpfs: %s",
-                                                  strerror(errno));
-
-        g_test_skip(reason);
+        qhost_skip("root", "cannot mount a tmpfs: %s", strerror(errno));
         g_assert_cmpint(rmdir(dir), ==, 0);
         return;
     }
