@@ -329,7 +329,7 @@ static void unplug_all(TestVM *vm)
                     VIRTIO_MEM_RESP_ACK);
 }
 
-/* Whether QEMU could be made to use the ioctl(); if not, the test is skipped. */
+/* Whether QEMU could be made to use the ioctl(); if not, skip the test. */
 static bool has_ioctl(const TestVM *vm, const Setup *setup)
 {
     if (setup->region2 && vm->ioctl != 2) {

@@ -230,7 +230,8 @@ static void test_failed_realize(const TestCase *test)
     vm_add_started_backend(vm, 8);
     vm_add_started_backend(vm, 509);
     vm_start(vm);
-    run_hmp(vm, "object_add memory-backend-memfd,id=large,size=64G,reserve=off");
+    run_hmp(vm, "object_add memory-backend-memfd,reserve=off,id=large,"
+            "size=64G");
     ram_blocks = count_ram_blocks(vm);
     for (i = 0; i < ARRAY_SIZE(bad_devices); i++) {
         run_hmp(vm, "%s", add_ram);

@@ -267,6 +267,11 @@ static void test_mixed_backends(const TestCase *test)
     vm_stop(vm);
 }
 
+static unsigned int nr_removed(const Backend *backend)
+{
+    return qvhost_user_backend_nr_messages(backend->vu, VHOST_USER_REM_MEM_REG);
+}
+
 /* A reset unplugs all memory, but no backend is at work meanwhile. */
 static void test_reset(const TestCase *test)
 {
@@ -286,17 +291,14 @@ static void test_reset(const TestCase *test)
     request_size(vm, mem, 16 * GiB);
     assert_ack(plug(vm, mem, 0, 4 * GiB));
     for (i = 0; i < ARRAY_SIZE(sizes); i++) {
-        removed[i] = qvhost_user_backend_nr_messages(backends[i]->vu,
-                                                     VHOST_USER_REM_MEM_REG);
+        removed[i] = nr_removed(backends[i]);
     }
 
     vm_reset(vm);
     g_assert_cmpuint(mem_used(mem), ==, 0);
     for (i = 0; i < ARRAY_SIZE(sizes); i++) {
         g_assert_false(qvhost_user_backend_started(backends[i]->vu));
-        g_assert_cmpuint(qvhost_user_backend_nr_messages(backends[i]->vu,
-                                                         VHOST_USER_REM_MEM_REG),
-                         ==, removed[i]);
+        g_assert_cmpuint(nr_removed(backends[i]), ==, removed[i]);
     }
 
     /* The driver has them start again. */
