@@ -2,7 +2,7 @@
 
 FUZZ_SECONDS = 600
 BENCH =
-# Reasons for which no test may be skipped, such as kvm,root,net
+# What no test may be skipped for the lack of: kvm,guest,root,net
 REQUIRE ?=
 export REQUIRE
 

@@ -119,13 +119,6 @@ class Check(SandboxTest):
         self.assertEqual(out.splitlines()[-1],
                          "0 passed, 1 failed, 0 skipped")
 
-    def test_tests_are_told_what_is_required(self) -> None:
-        write(self.test, "#!/bin/sh\necho 1..1\necho not ok 1 /toy/$REQUIRE\n")
-        self.fail_with(["FAILED: test-toy: /toy/kvm,net"],
-                       "make", "check", "REQUIRE=kvm,net")
-        self.fail_with(["FAILED: test-toy: /toy/root"], ".ci/run",
-                       env={"REQUIRE": "root"})
-
     def test_sanitizers_are_told_to_fail_tests(self) -> None:
         write(self.test, "#!/bin/sh\necho 1..1\n"
                          "case $ASAN_OPTIONS,$UBSAN_OPTIONS in\n"
