@@ -260,9 +260,11 @@ class Model(State):
 
     def unplug_all(self, index: int) -> str:
         """Request to unplug all."""
-        if self.migrating:
+        device = self.devices[index]
+        # Where nothing is, only the usable region shrinks.
+        if self.migrating and device.plugged:
             return 'BUSY'
-        self.devices[index].unplug_all()
+        device.unplug_all()
         return 'ACK'
 
     def state(self, index: int, offset: int, blocks: int) -> str:
@@ -376,8 +378,8 @@ class Model(State):
 
     def reset(self) -> str:
         """Reset the machine."""
-        if not self.migrating:
-            for device in self.devices:
+        for device in self.devices:
+            if not (self.migrating and device.plugged):
                 device.unplug_all()
         return OK
 

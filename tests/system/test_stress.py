@@ -141,11 +141,15 @@ class TestShrinker(unittest.TestCase):
 
     def assert_shrinks(self, buggy: Type[Model], *expected: List[str],
                        machine: Type[FakeMachine] = FakeMachine) -> None:
-        """All seeds come to some of these kinds of steps, in some order."""
+        """
+        All seeds come to some of these kinds of steps, in some order. Two may
+        be needed where one would do in another place.
+        """
         for seed in FAKE_SEEDS:
             kinds = self.shrink(buggy, seed, machine)
-            self.assertIn(sorted(kinds), [sorted(steps) for steps in expected],
+            self.assertIn(set(kinds), [set(steps) for steps in expected],
                           f'seed {seed}')
+            self.assertLessEqual(max(Counter(kinds).values()), 2, kinds)
         steps = sum(self.steps) // len(self.steps)
         print(f'# {buggy.__name__}: {steps} steps shrink to '
               f'{len(expected[0])} in {min(self.tries)} to '
@@ -162,9 +166,7 @@ class TestShrinker(unittest.TestCase):
             KeepsMemory,
             ['device_add', 'request', 'plug', 'write', 'unplug'],
             ['device_add', 'request', 'plug', 'disk_attach', 'disk_in',
-             'unplug'],
-            # Either plug is too much without the other.
-            ['device_add', 'request', 'plug', 'plug', 'write', 'unplug'])
+             'unplug'])
 
     def test_two_devices(self) -> None:
         """A device that is needed stays."""
