@@ -95,8 +95,8 @@ class BenchMachine(MeteredMachine):
 
     def plug_device(self) -> None:
         """Add the device while the machine runs."""
-        self.command('object-add', qom_type='memory-backend-ram', id=BACKEND,
-                     size=self.size, reserve=False)
+        self.cmd('object-add', qom_type='memory-backend-ram', id=BACKEND,
+                 size=self.size, reserve=False)
         text = self.hmp('device_add ' + self._subject.device(
             id=DEVICE, memdev=BACKEND, addr=SLOT,
             **{'requested-size': self.size}))

@@ -26,7 +26,7 @@ SLOW, FAST = 64 << 10, 1 << 40
 def _setup(machine: BenchMachine) -> float:
     """Wait until a migration is under way; seconds that QEMU says it took."""
     def active() -> Optional[float]:
-        info = machine.command('query-migrate')
+        info = machine.cmd('query-migrate')
         return (info.get('setup-time', 0) / 1e3
                 if info.get('status') == 'active' else None)
     return wait_until('migration is active', active, pause=0.01)
@@ -34,7 +34,7 @@ def _setup(machine: BenchMachine) -> float:
 
 def _wait_completed(machine: BenchMachine) -> None:
     def completed() -> Optional[bool]:
-        status = machine.command('query-migrate').get('status')
+        status = machine.cmd('query-migrate').get('status')
         if status == 'failed':
             raise RuntimeError('migration has failed')
         return status == 'completed' or None
@@ -71,12 +71,12 @@ class Migration(Measurement):
         kernel, own = machine.meter.read(), machine.anonymous()
         memslots = machine.memslots() if size else {}
         seen = len(machine.recorder.calls())
-        machine.command('migrate-set-parameters', max_bandwidth=SLOW)
-        machine.command('migrate', uri=f'exec:cat >{file}')
+        machine.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+        machine.cmd('migrate', uri=f'exec:cat >{file}')
         setup = _setup(machine)
         kernel = machine.meter.read() - kernel
         own = machine.anonymous() - own
-        machine.command('migrate-set-parameters', max_bandwidth=FAST)
+        machine.cmd('migrate-set-parameters', max_bandwidth=FAST)
         _wait_completed(machine)
         syncs = _syncs(machine)
         logs = [call for call in machine.recorder.calls(seen)
@@ -101,7 +101,7 @@ class Migration(Measurement):
                      file: Path) -> List[Sample]:
         """Load that file."""
         start = time.monotonic()
-        machine.command('migrate-incoming', uri=f'exec:cat {file}')
+        machine.cmd('migrate-incoming', uri=f'exec:cat {file}')
         _wait_completed(machine)
         seconds = time.monotonic() - start
         return [Sample('load', 's', seconds),
