@@ -9,7 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-machine.h"
+#include "qapi/qapi-commands-memslots.h"
 #include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qom/object.h"

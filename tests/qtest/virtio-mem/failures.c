@@ -86,17 +86,18 @@ void refuse_memslots(TestVM *vm, bool refuse)
 const char *const *discard_calls(const DeviceConfig *config)
 {
     static const char *const anonymous[] = { "dontneed", NULL };
-    static const char *const shared[] = { "remove", NULL };
     static const char *const file[] = { "punch-hole", "dontneed", NULL };
     static const char *const huge[] = { "punch-hole", NULL };
 
     if (config->nb_huge_pages) {
         return huge;
     }
-    if (!g_str_has_prefix(config->backend, "memory-backend-ram")) {
+    /* Memory that is shared has a file, too, if only one without a name. */
+    if (!g_str_has_prefix(config->backend, "memory-backend-ram") ||
+        strstr(config->backend, "share=on")) {
         return file;
     }
-    return strstr(config->backend, "share=on") ? shared : anonymous;
+    return anonymous;
 }
 
 void expect_stderr(TestVM *vm, const char *expected)

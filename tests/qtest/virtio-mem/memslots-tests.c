@@ -70,7 +70,8 @@ static void test_one_transaction(const TestCase *test)
 
         assert_ack(qvirtio_mem_unplug(mem, model->addr, nb_blocks));
         assert_ack(model_unplug(model, model->addr, nb_blocks));
-        g_assert_cmpuint(vm_check(vm), ==, nb_flatviews);
+        /* The view of memory devices alone is not made if it is empty. */
+        g_assert_cmpuint(vm_check(vm), <=, nb_flatviews);
 
         assert_ack(plug_at(vm, 0, model->addr, nb_blocks));
     } else {
@@ -91,7 +92,7 @@ static void test_one_transaction(const TestCase *test)
 
     assert_ack(qvirtio_mem_unplug_all(mem));
     assert_ack(model_unplug_all(model));
-    g_assert_cmpuint(vm_check(vm), ==, nb_flatviews);
+    g_assert_cmpuint(vm_check(vm), <=, nb_flatviews);
 
     vm_stop(vm);
 }

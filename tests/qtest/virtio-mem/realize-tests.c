@@ -36,6 +36,9 @@ static void test_failed_realize(const TestCase *test)
         { ",memdev=none", "not found" },
         { ",memdev=full", "a memdev with preallocation enabled: full" },
         { ",memdev=mem0,unplugged-inaccessible=maybe", "maybe" },
+        /* The memslots of the usable region are mapped by then. */
+        { ",memdev=mem0,unplugged-inaccessible=off,requested-size=2G,"
+          "romfile=none", "failed to find romfile" },
         { ",memdev=mem0,memslot-min-size=64M",
           "'memslot-min-size' property (0x4000000) has to be a power of two"
           " and at least 0x8000000",
