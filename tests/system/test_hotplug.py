@@ -12,8 +12,8 @@ from qemu.qmp import ExecuteError
 import environment
 from guest import Guest
 from vhost_backends import wait_deleted
-from vm import (BOOT_STALL, GIB, KVM, TCG, Accelerator, VirtualMachine,
-                plugged_memslots, wait_until)
+from vm import (BOOT_STALL, GIB, VirtualMachine, plugged_memslots,
+                wait_until)
 
 NAME, BACKEND = 'vmem0', 'vmem0-backend'
 SIZE = 4 * GIB
@@ -25,16 +25,16 @@ class HotplugTests:
 
     class Base(unittest.TestCase):
         """One guest a test."""
-        accelerator: Accelerator
+        accel: str
         vm: VirtualMachine
         guest: Guest
 
         def setUp(self) -> None:
-            environment.require(self.accelerator)
+            accelerator = environment.accelerator(self.accel)
             # Machine q35 would need a port to plug the device into.
             self.vm = VirtualMachine(
-                environment.qemu_system(), self.accelerator.name, GIB,
-                maxmem=GIB + SIZE, machine='pc', cpu=self.accelerator.cpu)
+                environment.qemu_system(), accelerator.name, GIB,
+                maxmem=GIB + SIZE, machine='pc', cpu=accelerator.cpu)
             self.addCleanup(self.vm.shutdown)
             self.guest = self.vm.add_guest(environment.image())
             self.vm.launch()
@@ -129,12 +129,12 @@ class HotplugTests:
 
 class TestTCG(HotplugTests.Base):
     """With emulation."""
-    accelerator = TCG
+    accel = 'tcg'
 
 
 class TestKVM(HotplugTests.Base):
     """With virtualisation."""
-    accelerator = KVM
+    accel = 'kvm'
 
 
 if __name__ == '__main__':
