@@ -42,6 +42,7 @@ static void recover_from_loadvm(TestVM *vm, const Model *saved,
                                 const HostMemory *mem)
 {
     Model *model = vm_model(vm, 0);
+    uint64_t requested_size;
 
     if (mem) {
         check_allocated(mem, 0, 0);
@@ -55,10 +56,16 @@ static void recover_from_loadvm(TestVM *vm, const Model *saved,
 
     qtest_qmp_assert_success(vm->qts, "{ 'execute': 'system_reset' }");
     qtest_qmp_eventwait(vm->qts, "RESET");
-    model->requested_size = saved->requested_size;
+    /* What is requested comes late, and may not have come. */
+    requested_size = qom_get_size(vm, vm->devices[0].qom_path,
+                                  "requested-size");
+    g_assert_true(requested_size == saved->requested_size ||
+                  requested_size == model->requested_size);
+    model->requested_size = requested_size;
     model->usable_size = model_wanted_usable_size(model);
     device_set_model(vm, model);
 
+    request_size(vm, 0, saved->requested_size);
     assert_ack(plug_at(vm, 0, model->addr + 2 * GiB, 1));
     check_listeners(vm);
 }

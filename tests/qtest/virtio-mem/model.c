@@ -194,7 +194,8 @@ uint16_t model_unplug(Model *model, uint64_t addr, uint64_t nb_blocks)
 
 uint16_t model_unplug_all(Model *model)
 {
-    if (model->busy == BUSY_UNPLUG || model->busy == BUSY_ALWAYS) {
+    if (model_plugged_size(model) &&
+        (model->busy == BUSY_UNPLUG || model->busy == BUSY_ALWAYS)) {
         return VIRTIO_MEM_RESP_BUSY;
     }
     model_set_plugged(model, model->addr,
