@@ -65,6 +65,7 @@ struct QVhostUserBackend {
     /* NULL if there is none */
     uint8_t *log;
     uint64_t log_size;
+    uint64_t log_allocated;
 
     unsigned int nr_messages[VHOST_USER_MAX];
     char *error;
@@ -124,6 +125,7 @@ static void drop_log(QVhostUserBackend *backend)
     }
     backend->log = NULL;
     backend->log_size = 0;
+    backend->log_allocated = 0;
 }
 
 static void disconnect(QVhostUserBackend *backend)
@@ -278,6 +280,7 @@ static bool set_log(QVhostUserBackend *backend, const Request *req)
         return false;
     }
     backend->log_size = size;
+    backend->log_allocated = st.st_blocks * 512;
     return true;
 }
 
@@ -724,6 +727,13 @@ uint64_t qvhost_user_backend_log_size(QVhostUserBackend *backend)
     LOCK_GUARD(backend);
 
     return backend->log_size;
+}
+
+uint64_t qvhost_user_backend_log_allocated(QVhostUserBackend *backend)
+{
+    LOCK_GUARD(backend);
+
+    return backend->log_allocated;
 }
 
 bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)

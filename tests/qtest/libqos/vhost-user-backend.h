@@ -146,6 +146,14 @@ void *qvhost_user_backend_memory(QVhostUserBackend *backend, uint64_t addr,
 uint64_t qvhost_user_backend_log_size(QVhostUserBackend *backend);
 
 /**
+ * qvhost_user_backend_log_allocated:
+ *
+ * Returns: for how many bytes of that log the host had allocated memory when it
+ * came.
+ */
+uint64_t qvhost_user_backend_log_allocated(QVhostUserBackend *backend);
+
+/**
  * qvhost_user_backend_log:
  * @backend: the backend
  * @addr: guest-physical address
