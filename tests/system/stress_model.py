@@ -202,6 +202,9 @@ class Model(State):
         self.limit: Optional[int] = None
         self.running = True
         self.migrating = False
+        # Whether it has taken over its images: a destination does so when it
+        # runs.
+        self._has_images = True
         self.snapshots: Dict[int, State] = {}
         # Which devices have several memslots at the destination: a bit each
         self._destination = 0
@@ -374,6 +377,7 @@ class Model(State):
     def cont(self) -> str:
         """Have it run."""
         self.running = True
+        self._has_images = True
         return OK
 
     def reset(self) -> str:
@@ -462,7 +466,7 @@ class Model(State):
 
     def can_migrate_finish(self) -> bool:
         """Whether QEMU tells the destination whether to run."""
-        # After postcopy, QEMU 7.2 has a machine run that was stopped.
+        # After postcopy, QEMU has a machine run that was stopped.
         return self.migrating and (self.running or not self._postcopy)
 
     def migrate_finish(self) -> str:
@@ -471,6 +475,7 @@ class Model(State):
         self.limit = None
         for number, device in enumerate(self.devices):
             device.multiple = bool(self._destination >> number & 1)
+        self._has_images = self.running
         return OK
 
     def migrate_cancel(self) -> str:
@@ -495,7 +500,9 @@ class Model(State):
 
     # Snapshots and dumps
 
-    can_savevm = _is_idle
+    def can_savevm(self, _name: int) -> bool:
+        """Whether there is somewhere to put it."""
+        return self._is_idle() and self._has_images
 
     def savevm(self, name: int) -> str:
         """Take a snapshot."""
@@ -505,7 +512,7 @@ class Model(State):
 
     def can_loadvm(self, name: int) -> bool:
         """Whether there is such a snapshot, and it fits."""
-        if not self._is_idle() or name not in self.snapshots:
+        if not self.can_savevm(name) or name not in self.snapshots:
             return False
         snapshot = self.snapshots[name]
         sizes = [dimm.size for dimm in snapshot.dimms]
