@@ -43,11 +43,11 @@ def parse_arguments() -> argparse.Namespace:
                         metavar='NAME=PATH[,OPTION]',
                         help='measure one more QEMU; OPTION is a property '
                              'for its virtio-mem devices')
-    parser.add_argument('--backports', action='store_true',
-                        help='measure QEMU 10.0 from Debian\'s backports, '
-                             'too')
+    parser.add_argument('--old', action='store_true',
+                        help='measure Debian 12\'s QEMU 7.2, too')
     parser.add_argument('--no-stock', action='store_true',
-                        help='do not measure Debian\'s own QEMU 7.2')
+                        help='do not measure (nor build) the same QEMU '
+                             'without the series')
     parser.add_argument('--memory', type=float, metavar='GIB',
                         help='how much the kernel may spend on a machine '
                              '(default: half of what is available); what '
@@ -75,33 +75,37 @@ os.environ['QEMU_SYSTEM'] = str(QEMU)
 
 # pylint: disable=wrong-import-position
 import environment  # noqa: E402
-from vhost_backends import peer_qemu  # noqa: E402
 
-from bench import bare, formula, host, ioctls, page, report  # noqa: E402
-from bench import requirements, results, runner, subjects  # noqa: E402
+from bench import bare, formula, host, ioctls, page  # noqa: E402
+from bench import pristine, report, requirements, results  # noqa: E402
+from bench import runner, subjects  # noqa: E402
 from bench.growth import Growth  # noqa: E402
 from bench.measurement import Context, Measurement  # noqa: E402
 from bench.memory import Memory  # noqa: E402
 from bench.meter import Meter  # noqa: E402
 from bench.migration import Migration  # noqa: E402
+from bench.monitor import Monitor  # noqa: E402
 from bench.nested_kvm import NestedKvm  # noqa: E402
 from bench.plans import Plans  # noqa: E402
 from bench.requests import Requests  # noqa: E402
 from bench.start import Start  # noqa: E402
 from bench.vhost import Vhost  # noqa: E402
 
-MEASUREMENTS = (Memory, Start, Growth, Requests, Migration, Vhost, NestedKvm,
-                Plans)
+MEASUREMENTS = (Memory, Start, Growth, Requests, Migration, Monitor, Vhost,
+                NestedKvm, Plans)
 
 
 def choose_subjects() -> List[subjects.Subject]:
     """What is to be measured."""
     chosen = []
     if not ARGUMENTS.no_stock:
-        chosen.append(subjects.stock(environment.stock_qemu()))
+        try:
+            chosen += subjects.stock(pristine.qemu(BUILD_DIR))
+        except pristine.BuildError as error:
+            sys.exit(f'bench: {error}')
     chosen += subjects.ours(str(QEMU))
-    if ARGUMENTS.backports:
-        chosen.append(subjects.backports(peer_qemu()))
+    if ARGUMENTS.old:
+        chosen.append(subjects.old(environment.stock_qemu()))
     try:
         return chosen + [subjects.parse(text) for text in ARGUMENTS.peer]
     except ValueError as error:

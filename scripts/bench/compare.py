@@ -18,6 +18,7 @@ COSTS: Dict[str, Tuple[str, ...]] = {
     'growth': ('time',), 'requests': ('time',),
     'migration': ('set-up', 'kernel for it', 'QEMU for it', 'last sync',
                   'dirty-log time', 'load'),
+    'monitor': ('longest wait',),
     'vhost': ('time', 'kernel, 1 GiB plugged', 'memory messages'),
     'nested': ('kernel',), 'plans': ()}
 # Less than that makes no difference, whatever the ratio is.
@@ -133,20 +134,13 @@ REASONS = {
                 'first, and unmapping of the one that needs it last; a '
                 'single memslot is mapped at start, at once, plugged or '
                 'not. "Start and growth" has both.',
-    'vhost': 'The same: memslots are mapped as the machine grows.',
-    'migration, QEMU for it':
-        'Bitmaps of what is dirty are not there before; in all, QEMU has less '
-        'memory.'}
+    'vhost': 'The same: memslots are mapped as the machine grows, and the '
+             'backend is told.'}
 DYNAMIC_REASONS = {
     'requests': 'The blocks lie all over the device. Memslots are smaller at '
                 'its start, where guests plug first, and larger behind: '
                 'see "Start and growth". With memslot-min-size=4G, those '
-                'of 1 TiB are as equal as the peer\'s.',
-    'migration, QEMU for it': 'The peer has more memory before: see "QEMU\'s '
-                              'own memory".',
-    'vhost': 'Beside such a backend, the peer\'s device has a single memslot, '
-             'mapped at once by the first request; for which the kernel\'s '
-             'memory is that of the whole device.'}
+                'of 1 TiB are as equal as the peer\'s.'}
 
 
 def _reason(one: Comparison, dynamic: bool) -> str:

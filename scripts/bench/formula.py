@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 SMALL, LARGE, HUGE = 4 * KIB, 2 * MIB, GIB
+# KVM counts the pages of a memslot in 31 bits.
+MOST_OF_A_MEMSLOT = ((1 << 31) - 1) * SMALL
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Union
 
-from bench.formula import Flavour
+from bench.formula import MOST_OF_A_MEMSLOT, Flavour
 from bench.subjects import Subject
+
+# Where a device is more than KVM can do
+IMPOSSIBLE = 'does not start'
 
 # Sizes, say, that a figure belongs to
 Parameters = Dict[str, Union[int, str]]
@@ -54,6 +57,8 @@ class Context:
         """Why a device with nothing or little plugged is left out, or None."""
         if subject.dynamic:
             return None
+        if size > MOST_OF_A_MEMSLOT:
+            return f'{IMPOSSIBLE}: more than a memslot of KVM can hold'
         return self.affords(self.flavour.bytes(size) + (
             self.flavour.dirty_log(size) if is_logged else 0))
 

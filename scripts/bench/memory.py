@@ -11,7 +11,8 @@ from typing import List, Optional, Sequence
 from bench.formula import GIB, TIB
 from bench.host import Kernel, kernel_memory
 from bench.machine import BenchMachine
-from bench.measurement import Context, Measurement, Parameters, Sample
+from bench.measurement import (IMPOSSIBLE, Context, Measurement, Parameters,
+                               Sample)
 from bench.stages import stages
 from bench.subjects import Subject
 
@@ -60,7 +61,7 @@ class Memory(Measurement):
         return [{'size': size} for size in sizes]
 
     @staticmethod
-    def _samples(stage: Parameters, least: int, reason: str = '',
+    def _samples(stage: Parameters, least: Optional[int], reason: str = '',
                  spent: Optional[Spent] = None,
                  memslots: Sequence[int] = ()) -> List[Sample]:
         def sample(metric: str, unit: str, value: Optional[int],
@@ -95,11 +96,13 @@ class Memory(Measurement):
         size = int(point['size'])
         samples: List[Sample] = []
         todo = self._stages(context, subject, size)
-        reason = context.affords(todo[0].need)
+        reason = context.affords_device(subject, size)
         if reason is not None:
             for stage in todo:
-                samples += self._samples({'plugged': stage.name},
-                                         stage.least, reason)
+                samples += self._samples(
+                    {'plugged': stage.name},
+                    None if reason.startswith(IMPOSSIBLE) else stage.least,
+                    reason)
             return samples
         with BenchMachine(subject, context.library, size) as machine:
             machine.launch()

@@ -23,7 +23,7 @@ ROOM = GIB
 SLOW, FAST = 64 << 10, 1 << 40
 
 
-def _setup(machine: BenchMachine) -> float:
+def wait_active(machine: BenchMachine) -> float:
     """Wait until a migration is under way; seconds that QEMU says it took."""
     def active() -> Optional[float]:
         info = machine.cmd('query-migrate')
@@ -73,7 +73,7 @@ class Migration(Measurement):
         seen = len(machine.recorder.calls())
         machine.cmd('migrate-set-parameters', max_bandwidth=SLOW)
         machine.cmd('migrate', uri=f'exec:cat >{file}')
-        setup = _setup(machine)
+        setup = wait_active(machine)
         kernel = machine.meter.read() - kernel
         own = machine.anonymous() - own
         machine.cmd('migrate-set-parameters', max_bandwidth=FAST)

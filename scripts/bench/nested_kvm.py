@@ -45,7 +45,7 @@ class Host(NestedHost):
     def __init__(self, binary: str) -> None:
         super().__init__(environment.emulator(), binary, environment.image())
         self.add_args('-m', HOST_MEMORY)
-        self.binary = binary
+        self.measured = binary
         self._binary_to_test, self._libraries = _unwrap(binary)
 
     def _make_image(self) -> Path:
@@ -107,7 +107,7 @@ class NestedKvm(Measurement):
             self._host = None
 
     def _get_host(self, binary: str) -> Host:
-        if self._host is not None and self._host.binary != binary:
+        if self._host is not None and self._host.measured != binary:
             self.close()
         if self._host is None:
             self._host = Host(binary)

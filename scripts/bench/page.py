@@ -7,12 +7,12 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import textwrap
 from pathlib import Path
-from typing import List, Optional
+from typing import List
 
 from bench import compare, plots, tables
 from bench.formula import TIB
 from bench.render import markdown, rst, rst_title
-from bench.results import Figure, Results, load
+from bench.results import Results, load
 from bench.tables import Table, cell
 
 PAGE = Path('docs') / 'benchmarks.rst'
@@ -20,6 +20,8 @@ KEPT = Path('docs') / 'benchmarks'
 RESULTS = KEPT / 'results.json'
 README = Path('README.md')
 WIDTH = 79
+# Of devices in README.md
+HEAD_SIZES = (TIB, 16 * TIB)
 BEGIN, END = '<!-- made by "make bench-page" -->', '<!-- end -->'
 
 INTRODUCTION = '''\
@@ -31,16 +33,16 @@ What a virtio-mem device costs
 ==============================
 
 Kernel memory and time, measured on ``/dev/kvm`` and, for what that lacks, in
-a VM; beside Debian's own QEMU 7.2 and beside QEMU 10.0 of Debian's
-backports. To measure it where you are::
+a VM; beside the same QEMU without the series, "stock", which has
+``dynamic-memslots``, too. To measure it where you are::
 
-    make bench                                   # this QEMU and Debian's 7.2
-    make bench BENCH="--backports"               # QEMU 10.0, too
+    make bench                                   # builds stock QEMU, too
+    make bench BENCH="--old"                     # Debian 12's QEMU 7.2, too
     make bench BENCH="--peer NAME=PATH,OPTION"   # any other QEMU, too
     make bench BENCH="--help"                    # all options
 
-Results are in ``build/bench``: JSON, tables and plots. A run with QEMU 10.0
-takes a quarter of an hour; ``--quick`` makes it a minute.
+Results are in ``build/bench``: JSON, tables and plots. A run takes a quarter
+of an hour; ``--quick`` makes it a minute.
 
 Method
 ======
@@ -68,38 +70,36 @@ memory than there is is predicted with this formula, and not measured.
 '''
 
 
-def headline(results: Results) -> str:
-    """What README.md has: the largest device that all could have."""
-    size = TIB if TIB in results.values_of('memory', 'size') else \
-        results.values_of('memory', 'size')[-1]
+def _head_rows(results: Results, size: int) -> List[List[str]]:
+    """What README.md has of devices of one size."""
     rows: List[List[str]] = []
 
-    def add(what: str, figures: List[Optional[Figure]]) -> None:
-        if any(figures):
-            rows.append([what, *(cell(figure) for figure in figures)])
+    def add(what: str, measurement: str, metric: str, **where: str) -> None:
+        figures = [results.find(measurement, metric, subject, size=size,
+                                **where) for subject in results.subjects]
+        if any(figure and figure.values for figure in figures):
+            rows.append([tables.size_text(size), what, *map(cell, figures)])
     for stage, what in (('0', 'nothing plugged'), ('1 GiB', '1 GiB plugged'),
-                        ('50 %', 'half of it plugged'),
                         ('100 %', 'all of it plugged')):
-        add(f'kernel memory, {what}',
-            [results.find('memory', 'kernel', subject, size=size,
-                          plugged=stage) for subject in results.subjects])
-    add('QEMU\'s own memory, nothing plugged',
-        [results.find('memory', 'QEMU', subject, size=size, plugged='0')
-         for subject in results.subjects])
-    add('start to QMP', [results.find('start', 'start', subject, size=size)
-                         for subject in results.subjects])
-    for metric, what in (('set-up', 'migration set-up'),
-                         ('last sync', 'dirty-log sync')):
-        add(f'{what}, 1 GiB plugged',
-            [results.find('migration', metric, subject, size=size)
-             for subject in results.subjects])
-    header = [tables.size_text(size)] + [
-        plots.label(results, subject) for subject in results.subjects]
+        add(f'kernel memory, {what}', 'memory', 'kernel', plugged=stage)
+    add('QEMU\'s own memory, nothing plugged', 'memory', 'QEMU', plugged='0')
+    add('start to QMP', 'start', 'start')
+    add('migration set-up, 1 GiB plugged', 'migration', 'set-up')
+    add('longest wait for the monitor meanwhile', 'monitor', 'longest wait')
+    return rows
+
+
+def headline(results: Results) -> str:
+    """What README.md has."""
+    header = ['device', ''] + [plots.label(results, subject)
+                               for subject in results.subjects]
+    rows = [row for size in HEAD_SIZES for row in _head_rows(results, size)]
     machine = results.about['machine']
     return (markdown(Table(header, rows))
-            + f'\nMeasured with {machine["cpus"]} CPUs and '
+            + f'\nMeasured with {machine["cpus"]} CPUs ({machine["cpu"]}) and '
               f'{machine["memory"]} of memory; KVM with {machine["kvm"]}; '
-              f'{machine["kernel"]}.\n')
+              f'{machine["kernel"]}. A memslot of KVM holds less than 8 TiB: '
+              'with it off, a larger device does not start.\n')
 
 
 def text(results: Results) -> str:

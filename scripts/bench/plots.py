@@ -86,7 +86,9 @@ def label(results: Results, subject: str) -> str:
             version = entry['version'].split()[0]
             option = entry['option']
             if subject in ('on', 'off'):
-                return f'{version}, {option}'
+                return f'with the series, {subject}'
+            if version in subject:
+                return subject
             return f'{subject}: {version}' + (f', {option}' if option
                                               else '')
     return subject
@@ -297,6 +299,16 @@ def migration(results: Results) -> Tuple[Plot, str]:
                   '1 GiB plugged')
 
 
+def monitor(results: Results) -> Tuple[Plot, str]:
+    """The longest wait for the monitor."""
+    plot = Plot(results)
+    _by_size(plot, 'monitor', 'longest wait', 1.0)
+    plot.axes[0].set_yscale('log')
+    plot.axes[0].set_ylabel('seconds')
+    plot.legend()
+    return plot, 'Longest wait for the monitor while a migration starts'
+
+
 def vhost(results: Results) -> Tuple[Plot, str]:
     """Growth beside vhost-user."""
     plot = Plot(results, 4)
@@ -312,7 +324,7 @@ def vhost(results: Results) -> Tuple[Plot, str]:
             for subject in results.subjects}, scale, title)
     plot.legend()
     return plot, ('Growing by 48 GiB beside vhost-user-blk with '
-                  '32 regions')
+                  '509 regions')
 
 
 def nested(results: Results) -> Tuple[Plot, str]:
@@ -380,8 +392,8 @@ PLOTS: Dict[str, Callable[[Results], Tuple[Plot, str]]] = {
     'kernel-memory': kernel_memory,
     'kernel-memory-unplugged': kernel_memory_unplugged,
     'qemu-memory': qemu_memory, 'start': start, 'growth': growth,
-    'requests': requests, 'migration': migration, 'vhost': vhost,
-    'nested': nested, 'plans': plans}
+    'requests': requests, 'migration': migration, 'monitor': monitor,
+    'vhost': vhost, 'nested': nested, 'plans': plans}
 
 
 def write(results: Results, file: Path, output: Path,

@@ -51,15 +51,17 @@ def parse(text: str) -> Subject:
 
 def ours(binary: str) -> List[Subject]:
     """The QEMU with the series, without and with many memslots."""
-    return [Subject('off', binary, 'multiple-memslots=off'),
-            Subject('on', binary, 'multiple-memslots=on')]
+    return [Subject(name, binary, f'dynamic-memslots={name}')
+            for name in ('off', 'on')]
 
 
-def stock(binary: str) -> Subject:
-    """Debian's QEMU 7.2."""
-    return Subject('stock', binary)
+def stock(binary: str) -> List[Subject]:
+    """The same QEMU without the series, without and with many memslots."""
+    version = Subject('', binary).version()
+    return [Subject(f'stock {version}, {name}', binary,
+                    f'dynamic-memslots={name}') for name in ('off', 'on')]
 
 
-def backports(binary: str) -> Subject:
-    """Debian's QEMU 10.0."""
-    return Subject('10.0', binary, 'dynamic-memslots=on')
+def old(binary: str) -> Subject:
+    """Debian 12's QEMU 7.2."""
+    return Subject('7.2', binary)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
 from bench.formula import GIB, KIB, MIB, TIB, Flavour
+from bench.measurement import IMPOSSIBLE
 from bench.results import Figure, Results
 from bench.stages import plugged, stages
 
@@ -82,6 +83,8 @@ def cell(figure: Optional[Figure], spread: bool = False) -> str:
     if median is None:
         if figure.predicted is not None:
             return f'({size_text(figure.predicted)})'
+        if figure.reason.startswith(IMPOSSIBLE):
+            return IMPOSSIBLE
         return 'left out'
     text = value_text(median, figure.unit)
     if spread and len(figure.values) > 1:
@@ -237,6 +240,20 @@ def migration(results: Results) -> Section:
         'file.', table, ['migration'])
 
 
+def monitor(results: Results) -> Section:
+    """The monitor."""
+    table = Table(['Device', *results.subjects])
+    for size in results.values_of('monitor', 'size'):
+        table.rows.append([size_text(size) if size else 'no device'] + [
+            cell(results.find('monitor', 'longest wait', subject, size=size),
+                 True) for subject in results.subjects])
+    return Section(
+        'Longest wait for the monitor',
+        'While a migration starts, with 1 GiB plugged: the status is asked '
+        'for again and again on a monitor of its own, until half a second '
+        'after memory is sent.', table, ['monitor'])
+
+
 def vhost(results: Results) -> Section:
     """vhost-user."""
     table = Table(['', *results.subjects])
@@ -249,7 +266,7 @@ def vhost(results: Results) -> Section:
                                       for figure in figures])
     return Section(
         'Growth beside vhost-user',
-        'A machine whose disk is the storage daemon\'s (vhost-user-blk, 32 '
+        'A machine whose disk is the storage daemon\'s (vhost-user-blk, 509 '
         'memory regions) plugs 48 GiB, 1 GiB at a time: what QEMU takes for '
         'the 48 requests, all of the kernel\'s memory for QEMU after the '
         'first one, how often the backend is told of memory, and what both '
@@ -333,7 +350,8 @@ def plans(results: Results) -> Section:
 SECTIONS = {'memory': (memory, own, memslots), 'start': (start,),
             'growth': (growth,),
             'requests': (requests,), 'migration': (migration,),
-            'vhost': (vhost,), 'nested': (nested,), 'plans': (plans,)}
+            'monitor': (monitor,), 'vhost': (vhost,), 'nested': (nested,),
+            'plans': (plans,)}
 
 
 def sections(results: Results) -> List[Section]:

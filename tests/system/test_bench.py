@@ -11,6 +11,8 @@ import unittest
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from qemu.machine.machine import VMLaunchFailure
+
 import environment
 import needs
 
@@ -21,11 +23,12 @@ from bench import bare, formula, ioctls, runner, subjects  # noqa: E402
 from bench.formula import GIB, KIB, MIB, TIB, Flavour  # noqa: E402
 from bench.growth import Growth  # noqa: E402
 from bench.machine import BenchMachine  # noqa: E402
-from bench.measurement import (Context, Measurement,  # noqa: E402
-                               Parameters, Sample)
+from bench.measurement import (IMPOSSIBLE, Context,  # noqa: E402
+                               Measurement, Parameters, Sample)
 from bench.memory import Memory  # noqa: E402
 from bench.meter import Meter  # noqa: E402
 from bench.migration import Migration  # noqa: E402
+from bench.monitor import Monitor  # noqa: E402
 from bench.requests import KINDS, PLACES, Requests  # noqa: E402
 from bench.results import Results, load  # noqa: E402
 from bench.stages import stages  # noqa: E402
@@ -170,6 +173,22 @@ class TestMemory(BenchTestCase):
              if sample.metric == 'kernel' and sample.value is None],
             ['50 %', '100 %'])
 
+    def test_does_not_start(self) -> None:
+        """What does not fit into one memslot is no matter of memory."""
+        size = 8 * TIB
+        for measurement in (Memory(), Start(), Migration(), Monitor()):
+            for sample in measurement.run(context(limit=64 * GIB),
+                                          subject('off'), {'size': size}):
+                self.assertIsNone(sample.value)
+                self.assertIsNone(sample.predicted)
+                self.assertTrue(sample.reason.startswith(IMPOSSIBLE))
+        with BenchMachine(subject('off'), context().library,
+                          size) as machine:
+            machine.add_device()
+            with self.assertRaises(VMLaunchFailure) as caught:
+                machine.launch()
+        self.assertIn('Invalid argument', caught.exception.output or '')
+
 
 class TestRequests(BenchTestCase):
     """KVM is called once for a memslot, and not otherwise."""
@@ -244,6 +263,12 @@ class TestMigration(BenchTestCase):
             self.assertEqual(self.value(samples, 'clears for the device'), 1)
         self.assertEqual(
             self.value(many, 'memslots of the destination'), 1)
+
+    def test_monitor(self) -> None:
+        """It answers, and how long that takes is seen."""
+        for size in (0, 128 * GIB):
+            samples = measure(Monitor(), 'on', size=size)
+            self.assertGreater(self.value(samples, 'longest wait'), 0)
 
 
 class TestVhost(BenchTestCase):
@@ -346,6 +371,14 @@ class TestSubjects(unittest.TestCase):
                      'mine=/bin/sh,on'):
             with self.assertRaises(ValueError, msg=text):
                 subjects.parse(text)
+
+    def test_stock(self) -> None:
+        """Its names tell the version."""
+        off, on = subjects.stock(environment.qemu_system())
+        version = subject('on').version()
+        self.assertEqual((off.name, on.name), (f'stock {version}, off',
+                                               f'stock {version}, on'))
+        self.assertEqual((off.dynamic, on.dynamic), (False, True))
 
     def test_dead(self) -> None:
         """A QEMU that does not start is an error, not a figure."""
