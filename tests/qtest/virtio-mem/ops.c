@@ -212,6 +212,36 @@ static void discarded(Device *dev, uint64_t first, uint64_t count)
     memset(&dev->stamps[first], 0, count * sizeof(*dev->stamps));
 }
 
+/* Of a memslot that gets unmapped, nothing is left, whatever was plugged. */
+static void discard_unmapped(Device *dev)
+{
+    const Model *model = &dev->model;
+    unsigned int i;
+
+    for (i = 0; i < model_nb_memslots(model); i++) {
+        if (!model_memslot_mapped(model, i)) {
+            discarded(dev, model_memslot_offset(model, i) / model->block_size,
+                      model_memslot_size(model, i) / model->block_size);
+        }
+    }
+}
+
+/*
+ * A driver that may read memory that is not plugged can write to it as well.
+ * That stays, unless there is something to unplug.
+ */
+static uint16_t expect_unplug_all(Device *dev)
+{
+    const bool has_plugged = model_plugged_size(&dev->model);
+    const uint16_t resp = model_unplug_all(&dev->model);
+
+    if (has_plugged) {
+        discarded(dev, 0, nb_blocks(dev));
+    }
+    discard_unmapped(dev);
+    return resp;
+}
+
 /* A request, as it is defined, and the response that the model expects. */
 static uint16_t expect_response(VirtioMEMOps *ops, Device *dev, uint16_t type,
                                 uint64_t addr, uint16_t count, uint16_t *state)
@@ -233,11 +263,11 @@ static uint16_t expect_response(VirtioMEMOps *ops, Device *dev, uint16_t type,
         resp = model_unplug(model, addr, count);
         if (resp == VIRTIO_MEM_RESP_ACK) {
             discarded(dev, first, count);
+            discard_unmapped(dev);
         }
         return resp;
     case VIRTIO_MEM_REQ_UNPLUG_ALL:
-        discarded(dev, 0, nb_blocks(dev));
-        return model_unplug_all(model);
+        return expect_unplug_all(dev);
     case VIRTIO_MEM_REQ_STATE:
         return model_state(model, addr, count, state);
     default:
@@ -419,8 +449,7 @@ static void reset_system(VirtioMEMOps *ops)
     for (i = 0; i < NR_DEVICES; i++) {
         Device *dev = &ops->devices[i];
 
-        model_unplug_all(&dev->model);
-        discarded(dev, 0, nb_blocks(dev));
+        expect_unplug_all(dev);
         qvirtio_mem_pci_start(dev->pci);
     }
 }
@@ -480,20 +509,40 @@ static bool take(const uint8_t **data, size_t *size, void *into, size_t count)
     return true;
 }
 
+static void unplug_all(VirtioMEMOps *ops, Device *dev)
+{
+    const struct virtio_mem_req req = {
+        .type = cpu_to_le16(VIRTIO_MEM_REQ_UNPLUG_ALL),
+    };
+
+    request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
+}
+
+/* So that there is something to unplug. */
+static void plug_one(VirtioMEMOps *ops, Device *dev)
+{
+    const struct virtio_mem_req req = {
+        .type = cpu_to_le16(VIRTIO_MEM_REQ_PLUG),
+        .u.plug.addr = cpu_to_le64(dev->model.addr),
+        .u.plug.nb_blocks = cpu_to_le16(1),
+    };
+
+    request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
+}
+
 static void reset_devices(VirtioMEMOps *ops)
 {
     unsigned int i;
 
     limit_listener(ops, UINT64_MAX);
     for (i = 0; i < NR_DEVICES; i++) {
-        const struct virtio_mem_req req = {
-            .type = cpu_to_le16(VIRTIO_MEM_REQ_UNPLUG_ALL),
-        };
         Device *dev = &ops->devices[i];
 
         g_hash_table_remove_all(dev->written);
-        request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
+        unplug_all(ops, dev);
         request_size(ops, dev, dev->model.region_size);
+        plug_one(ops, dev);
+        unplug_all(ops, dev);
     }
     check_all(ops);
 }
@@ -537,7 +586,9 @@ void virtio_mem_ops_run(VirtioMEMOps *ops, const uint8_t *data, size_t size)
 
 char *virtio_mem_ops_args(void)
 {
-    GString *args = g_string_new("-nodefaults -machine pc -m 128M,maxmem=32G"
+    /* While no vCPU runs, memory of unmapped memslots is discarded at once. */
+    GString *args = g_string_new("-S -nodefaults -machine pc"
+                                 " -m 128M,maxmem=32G"
                                  " -device ram-discard-testdev,id=listener");
     unsigned int i;
 
