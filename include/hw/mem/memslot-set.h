@@ -48,7 +48,7 @@ typedef bool MemslotWanted(uint64_t offset, uint64_t size, void *opaque);
 typedef void MemslotFunc(uint64_t offset, uint64_t size, void *opaque);
 
 /**
- * MemslotHull: the smallest range that holds all of several memslots
+ * struct MemslotHull: the smallest range that holds all of several memslots
  *
  * @start: where it starts, in bytes from the start of the region
  * @end: where it ends; not larger than @start if there is nothing
