@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -15,9 +17,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 # pylint: disable=wrong-import-position
-from bench import compare, page, plots, render, results, tables  # noqa: E402
+from bench import compare, page, plots, pristine  # noqa: E402
+from bench import render, results, tables  # noqa: E402
 from bench.formula import GIB, MIB, TIB, Flavour, guess  # noqa: E402
-from bench.measurement import Sample  # noqa: E402
+from bench.measurement import IMPOSSIBLE, Sample  # noqa: E402
 from bench.results import Figure, Results  # noqa: E402
 
 AGAIN = "run make bench-page"
@@ -73,7 +76,10 @@ class Claims(unittest.TestCase):
         self.assertEqual(self.results.about["failures"], [])
         self.assertEqual({figure.measurement for figure in self.results},
                          set(tables.SECTIONS))
-        self.assertEqual(self.results.subjects[:3], ["stock", "off", "on"])
+        version = self.results.about["subjects"][-1]["version"]
+        self.assertEqual(self.results.subjects,
+                         [f"stock {version}, off", f"stock {version}, on",
+                          "off", "on"])
         for figure in self.results:
             self.assertTrue(figure.values or figure.reason, figure)
 
@@ -136,6 +142,9 @@ class Figures(unittest.TestCase):
         self.assertEqual(
             tables.cell(self.figure(1e-3, 2e-3, 3e-3, unit="s"), True),
             "2.0 ms (1.5 to 2.5 ms)")
+        out = Figure("start", "off", {}, "start", "s",
+                     reason=f"{IMPOSSIBLE}: too large")
+        self.assertEqual(tables.cell(out), IMPOSSIBLE)
         self.assertEqual(
             tables.cell(self.figure(9e-4, 9.2e-4, 1.4e-3, unit="s"), True),
             "920 µs (910 µs to 1.2 ms)")
@@ -180,6 +189,69 @@ class Figures(unittest.TestCase):
         self.assertIsNone(figure.median)
         self.assertEqual((figure.predicted, figure.reason),
                          (1.0, "too large"))
+
+
+CONFIGURE = """\
+#!/bin/sh
+echo "$@" >>../configured
+cat >build.ninja <<END
+rule copy
+  command = cp \$in \$out
+build qemu-system-x86_64: copy ../qemu/$1
+END
+"""
+
+
+class Pristine(unittest.TestCase):
+    """The QEMU without the series is built once."""
+
+    def setUp(self) -> None:
+        # pylint: disable=consider-using-with
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.build = Path(directory.name)
+        self.configured = self.build / pristine.DIRECTORY / "configured"
+        source = self.build / "qemu"
+        source.mkdir()
+        (source / "configure").write_text(CONFIGURE, "utf-8")
+        (source / "configure").chmod(0o755)
+        (source / "file").write_text("without", "utf-8")
+        git = ["git", "-C", str(source), "-c", "user.name=x",
+               "-c", "user.email=x@y"]
+        for command in (["init", "-q"], ["add", "."],
+                        ["commit", "-q", "-m", "x"], ["tag", "debian"]):
+            subprocess.run([*git, *command], check=True)
+        (source / "file").write_text("with", "utf-8")
+        subprocess.run([*git, "commit", "-q", "-a", "-m", "y"], check=True)
+        self.link = Path("qemu-bundle") / "share" / "bios"
+        self.arguments("file")
+
+    def arguments(self, text: str) -> None:
+        """What QEMU's configure was given."""
+        (self.build / "qemu-configure-arguments").write_text(
+            f"{text}\n", "utf-8")
+        link = self.build / "qemu-build" / self.link
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to("/firmware/bios")
+
+    def test_build(self) -> None:
+        for _turn in range(2):
+            binary = Path(pristine.qemu(self.build))
+            self.assertEqual(binary.read_text("utf-8"), "without")
+            self.assertEqual(self.configured.read_text("utf-8"), "file\n")
+            self.assertEqual(str((binary.parent / self.link).readlink()),
+                             "/firmware/bios")
+        self.arguments("file\n--more")
+        pristine.qemu(self.build)
+        self.assertEqual(self.configured.read_text("utf-8"), "file --more\n")
+
+    def test_failure(self) -> None:
+        self.arguments("nothing")
+        for _turn in range(2):
+            with self.assertRaisesRegex(pristine.BuildError,
+                                        "ninja failed, see .*/log"):
+                pristine.qemu(self.build)
 
 
 if __name__ == "__main__":
