@@ -14,8 +14,7 @@
  *            plugs from the start; one smallest memslot is for free
  *   random   what a single block somewhere has mapped on average, in GiB
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

@@ -6,8 +6,7 @@
  * KVM_SET_USER_MEMORY_REGION or KVM_SET_USER_MEMORY_REGION2, and has it fail.
  * The tests play the guest's driver; no vCPU ever runs.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

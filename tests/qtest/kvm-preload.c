@@ -25,8 +25,7 @@
  *   returned: QEMU's own, without KVM's and without ours; and 1 or 2 for which
  *   of the two it is.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

@@ -16,8 +16,7 @@
  * ERRNO is a number. The first COUNT calls still succeed, 0 by default, counted
  * since the file was last written. The file has to be replaced by rename().
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

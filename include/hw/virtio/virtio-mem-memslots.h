@@ -128,7 +128,8 @@ void virtio_mem_memslots_unrealize(VirtIOMEM *vmem);
 /**
  * virtio_mem_memslots_finalize: free what is left
  *
- * Not earlier than in instance_finalize: the container is handed out until then.
+ * Not earlier than in instance_finalize: until then, the container is handed
+ * out.
  *
  * @vmem: the device
  */

@@ -1,8 +1,7 @@
 /*
  * libqos vhost-user backend
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or later.
- * See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef TESTS_LIBQOS_VHOST_USER_BACKEND_H
