@@ -11,7 +11,6 @@
 #include "exec/ram_addr.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
-#include "io/channel-file.h"
 #include "qemu-file.h"
 #include "ram-discard.h"
 
@@ -159,36 +158,13 @@ static PageRange range_bytes(PageRange range)
 }
 
 /*
- * Have zeroes where the bitmap is not written. A file that was opened elsewhere
- * ("fd:") may have been used before.
+ * Nothing is written where no bits can be: the file was truncated before (see
+ * file_start_outgoing_migration()), so that zeroes are read there.
  */
-static uint64_t put_file_bmap_gap(QEMUFile *f, RAMBlock *rb, uint64_t start,
-                                  uint64_t end)
-{
-    if (start >= end) {
-        return 0;
-    }
-#ifdef CONFIG_FALLOCATE_PUNCH_HOLE
-    QIOChannelFile *file = (QIOChannelFile *)object_dynamic_cast(
-        OBJECT(qemu_file_get_ioc(f)), TYPE_QIO_CHANNEL_FILE);
-
-    if (file && !fallocate(file->fd, FALLOC_FL_PUNCH_HOLE |
-                           FALLOC_FL_KEEP_SIZE, rb->bitmap_offset + start,
-                           end - start)) {
-        return 0;
-    }
-#endif
-    qemu_put_buffer_at(f, (uint8_t *)rb->file_bmap + start, end - start,
-                       rb->bitmap_offset + start);
-    return end - start;
-}
-
 uint64_t ramblock_populated_put_file_bmap(QEMUFile *f, RAMBlock *rb)
 {
-    const uint64_t size = BITS_TO_LONGS(rb->used_length >> TARGET_PAGE_BITS) *
-                          sizeof(unsigned long);
     const unsigned int count = count_ranges(rb);
-    uint64_t written = 0, done = 0;
+    uint64_t written = 0;
     unsigned int i = 0;
 
     while (i < count) {
@@ -202,14 +178,12 @@ uint64_t ramblock_populated_put_file_bmap(QEMUFile *f, RAMBlock *rb)
             }
             bytes.end = next.end;
         }
-        written += put_file_bmap_gap(f, rb, done, bytes.start);
         qemu_put_buffer_at(f, (uint8_t *)rb->file_bmap + bytes.start,
                            bytes.end - bytes.start,
                            rb->bitmap_offset + bytes.start);
         written += bytes.end - bytes.start;
-        done = bytes.end;
     }
-    return written + put_file_bmap_gap(f, rb, done, size);
+    return written;
 }
 
 void ramblock_populated_clear_log(RAMBlock *rb)

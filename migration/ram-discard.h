@@ -44,8 +44,9 @@ unsigned long ramblock_populated_find_dirty(RAMBlock *rb, unsigned long end,
                                             unsigned long start);
 
 /*
- * Write the bitmap of pages that are in the file, and have a hole in the file
- * where nothing is populated. Returns the number of bytes written.
+ * Write the bitmap of pages that are in the file. Leaves a hole in the file,
+ * which must have been empty, where nothing is populated. Returns the number of
+ * bytes written.
  */
 uint64_t ramblock_populated_put_file_bmap(QEMUFile *f, RAMBlock *rb);
 

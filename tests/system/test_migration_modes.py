@@ -320,6 +320,8 @@ class MappedRam(File):
 
     def travel(self, leg: Leg) -> None:
         path = leg.directory / 'stream'
+        # It was used before: where no bitmap is written, there are no bits.
+        path.write_bytes(b'\xff' * 64 * MIB)
         self.start(leg, f'file:{path}')
         leg.traveller.assert_busy()
         self.dirty(leg, 3)
