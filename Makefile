@@ -23,6 +23,10 @@ check-aarch64:
 	./configure --build-dir=build-aarch64 --target-list=aarch64-softmmu
 	@scripts/check build-aarch64 --suite=qtest
 
+check-s390x:
+	./configure --build-dir=build-s390x --target-list=s390x-softmmu
+	@scripts/check build-s390x --suite=qtest
+
 check-sanitizers:
 	./configure --build-dir=build-sanitizers --enable-sanitizers
 	@scripts/check build-sanitizers
