@@ -66,12 +66,18 @@ def stock_storage_daemon() -> str:
     return str(Path(stock_qemu()).with_name('qemu-storage-daemon'))
 
 
+def has_sanitizers() -> bool:
+    """Whether the QEMU to be tested was built with sanitizers."""
+    # Not ASAN_OPTIONS: a newer meson than Debian 12's sets that for any test.
+    return 'QEMU_HAS_SANITIZERS' in os.environ
+
+
 def emulator() -> str:
     """
     What emulates the machine that the QEMU to be tested runs in: that itself,
     but for one with sanitizers, which make it slow.
     """
-    return stock_qemu() if 'ASAN_OPTIONS' in os.environ else qemu_system()
+    return stock_qemu() if has_sanitizers() else qemu_system()
 
 
 @functools.lru_cache(maxsize=None)

@@ -62,7 +62,7 @@ def _require_namespaces() -> None:
     reason = _why_no_root()
     if reason is not None:
         needs.lack(needs.ROOT, reason)
-    if 'ASAN_OPTIONS' in os.environ:
+    if environment.has_sanitizers():
         raise unittest.SkipTest('QEMU with sanitizers may hang when it forks, '
                                 'as it does when libvirt looks at what it can '
                                 'do')
