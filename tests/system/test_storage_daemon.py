@@ -390,6 +390,25 @@ class TestStop(Raw):
         self.wait_used(slow, 11)
         self.assertEqual(more.status, 0)
 
+    def test_export(self) -> None:
+        """The export goes while the front end waits for a queue to stop."""
+        front = self.front_end()
+        request = front.read(0, SLOWLY, (MIB - PAGE, PAGE))
+        self.disk.wait_held(1)
+        front.begin_stop(0)
+        monitor = self.daemon.monitor()
+        self.addCleanup(monitor.close)
+        removal = threading.Thread(target=monitor.cmd,
+                                   args=('block-export-del',),
+                                   kwargs={'id': 'export0', 'mode': 'hard'})
+        removal.start()
+        self.assertTrue(front.is_closed())
+        self.disk.release()
+        removal.join()
+        self.assertEqual((request.status, front.queues[0].used), (0, 1))
+        self.wait_mappings(front.boot, 0)
+        self.assert_alive()
+
 
 class HeldBlock(Block):
     """A block device whose disk answers when the test says so."""

@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
 import environment
 import mtree
 import needs
@@ -221,9 +223,20 @@ class HeldStorageDaemon(StorageDaemon):
         self.sockets = [self.socket] + [
             directory / f'{name}-{number}.socket'
             for number in range(1, nr_exports)]
+        self._monitor = directory / f'{name}.monitor'
+
+    def monitor(self) -> QEMUMonitorProtocol:
+        """A connection to its monitor."""
+        monitor = QEMUMonitorProtocol(str(self._monitor))
+        monitor.connect()
+        return monitor
 
     def command(self) -> Sequence[str]:
-        command = [*self.program(), '--blockdev',
+        command = [*self.program(),
+                   '--chardev', 'socket,id=monitor,server=on,wait=off,'
+                                f'path={self._monitor}',
+                   '--monitor', 'chardev=monitor',
+                   '--blockdev',
                    'driver=nbd,node-name=disk,server.type=unix,'
                    f'server.path={self._disk}']
         for number, path in enumerate(self.sockets):
