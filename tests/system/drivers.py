@@ -181,11 +181,16 @@ class Queue:
         machine.set_number(self.available + 2, 'w', self._posted & 0xffff)
         machine.set_number(self.doorbell, 'w', self._device.queues.index(self))
 
+    def is_answered(self) -> bool:
+        """Whether there is an answer to wait for."""
+        return self._device.machine.number(self.used + 2,
+                                           'w') != self._seen & 0xffff
+
     def wait(self) -> int:
         """Wait for the next answer, return how many bytes it has."""
         machine = self._device.machine
         deadline = time.monotonic() + REQUEST_TIMEOUT
-        while machine.number(self.used + 2, 'w') == self._seen & 0xffff:
+        while not self.is_answered():
             if time.monotonic() > deadline:
                 raise DriverError('no answer from the device in slot '
                                   f'{self._device.slot}')
@@ -363,6 +368,10 @@ class VirtioBlk(VirtioDevice):
     def __init__(self, machine: Machine, slot: int) -> None:
         super().__init__(machine, slot, 1)
         self._buffer = machine.allocate(4096)
+
+    def place(self, address: int) -> None:
+        """Where headers of requests and their status are from now on."""
+        self._buffer = address
 
     def post(self, kind: int, offset: int, address: int, size: int) -> None:
         """Start a request for bytes of the disk."""

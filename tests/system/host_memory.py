@@ -4,6 +4,7 @@ What the host spends on a memory backend.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import mmap
 import re
 from pathlib import Path
 from typing import Dict
@@ -31,6 +32,16 @@ def shared_memory(pid: int, size: int) -> int:
     for inode in files(pid, size):
         return inode
     raise KeyError(f'process {pid} has no file in memory of {size} bytes')
+
+
+def mapped(pid: int, size: int) -> mmap.mmap:
+    """Such a file, as memory of this process too."""
+    inode = shared_memory(pid, size)
+    for descriptor in Path(f'/proc/{pid}/fd').iterdir():
+        if descriptor.exists() and descriptor.stat().st_ino == inode:
+            with descriptor.open('r+b', buffering=0) as file:
+                return mmap.mmap(file.fileno(), size)
+    raise KeyError(inode)
 
 
 def in_file(pid: int, size: int) -> int:

@@ -90,6 +90,11 @@ class Rig:
         self.memory = VirtioMem(self.machine, DEVICE_SLOT)
         self.inode = self.machine.inode(self.size)
 
+    def restart(self) -> None:
+        """Start the driver again after a reset, which unplugged all."""
+        self.memory = VirtioMem(self.machine, DEVICE_SLOT)
+        self.plugged.clear()
+
     def plug_device(self) -> None:
         """Plug the virtio-mem device while the machine runs."""
         name, _, value = self._multiple.partition('=')

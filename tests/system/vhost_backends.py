@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
 import environment
 import mtree
 import needs
@@ -121,6 +123,11 @@ class Backend:
         assert self._process is not None and self._process.stdin is not None
         return self._process.stdin
 
+    def ended(self) -> Optional[int]:
+        """How it ended, or None if it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
     def log(self) -> str:
         """What it printed since it was started."""
         return self._log.read_text(encoding='utf-8', errors='replace')
@@ -202,6 +209,44 @@ class StorageDaemon(Backend):
             '--export', 'type=vhost-user-blk,id=export,node-name=disk,'
                         'writable=on,num-queues=2,addr.type=unix,'
                         f'addr.path={self.socket}']
+
+
+class HeldStorageDaemon(StorageDaemon):
+    """
+    One with a disk that answers when the test says so, for several front
+    ends.
+    """
+
+    def __init__(self, test: unittest.TestCase, directory: Path, name: str,
+                 disk: Path, nr_exports: int = 2) -> None:
+        super().__init__(test, directory, name, disk)
+        self.sockets = [self.socket] + [
+            directory / f'{name}-{number}.socket'
+            for number in range(1, nr_exports)]
+        self._monitor = directory / f'{name}.monitor'
+
+    def monitor(self) -> QEMUMonitorProtocol:
+        """A connection to its monitor."""
+        monitor = QEMUMonitorProtocol(str(self._monitor))
+        monitor.connect()
+        return monitor
+
+    def command(self) -> Sequence[str]:
+        command = [*self.program(),
+                   '--chardev', 'socket,id=monitor,server=on,wait=off,'
+                                f'path={self._monitor}',
+                   '--monitor', 'chardev=monitor',
+                   '--blockdev',
+                   'driver=nbd,node-name=disk,server.type=unix,'
+                   f'server.path={self._disk}']
+        for number, path in enumerate(self.sockets):
+            command += ['--export', f'type=vhost-user-blk,id=export{number},'
+                                    'node-name=disk,writable=on,num-queues=2,'
+                                    f'addr.type=unix,addr.path={path}']
+        return command
+
+    def is_ready(self) -> bool:
+        return all(is_listening(path) for path in self.sockets)
 
 
 class OldStorageDaemon(StorageDaemon):

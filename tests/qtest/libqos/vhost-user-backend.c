@@ -68,6 +68,12 @@ struct QVhostUserBackend {
 
     unsigned int nr_messages[VHOST_USER_MAX];
     char *error;
+
+    /* How many messages to do well with before, or -1 */
+    int until_fault;
+    /* The same for the next connection */
+    int fault_again;
+    QVhostUserFault fault;
 };
 
 /* To clang, a variable that there only is a cleanup for would be unused. */
@@ -285,6 +291,48 @@ static bool set_log(QVhostUserBackend *backend, const Request *req)
 
 /* ---- Messages ---- */
 
+/* Whether it is now that something has to go wrong */
+static bool fails(QVhostUserBackend *backend)
+{
+    return backend->until_fault == 0;
+}
+
+/* Returns how much of the answer is sent. */
+static uint32_t spoil(QVhostUserBackend *backend, VhostUserMsg *msg)
+{
+    switch (backend->fault) {
+    case QVHOST_USER_CLOSE_WITHIN:
+        return VHOST_USER_HDR_SIZE / 2;
+    case QVHOST_USER_OTHER_REQUEST:
+        msg->request++;
+        break;
+    case QVHOST_USER_NO_REPLY_FLAG:
+        msg->flags &= ~VHOST_USER_REPLY_MASK;
+        break;
+    case QVHOST_USER_EMPTY:
+        msg->size = 0;
+        break;
+    case QVHOST_USER_SHORT:
+        msg->size -= msg->size > 0;
+        break;
+    case QVHOST_USER_LONG:
+        msg->size++;
+        break;
+    case QVHOST_USER_HUGE:
+        msg->size = UINT32_MAX;
+        return VHOST_USER_HDR_SIZE;
+    case QVHOST_USER_ZERO:
+        memset(&msg->payload, 0, msg->size);
+        break;
+    case QVHOST_USER_ONES:
+        memset(&msg->payload, 0xff, msg->size);
+        break;
+    default:
+        break;
+    }
+    return VHOST_USER_HDR_SIZE + msg->size;
+}
+
 static void reply(QVhostUserBackend *backend, const Request *req, uint32_t size)
 {
     VhostUserMsg msg = req->msg;
@@ -292,7 +340,7 @@ static void reply(QVhostUserBackend *backend, const Request *req, uint32_t size)
 
     msg.flags = PROTOCOL_VERSION | VHOST_USER_REPLY_MASK;
     msg.size = size;
-    size += VHOST_USER_HDR_SIZE;
+    size = fails(backend) ? spoil(backend, &msg) : VHOST_USER_HDR_SIZE + size;
     ret = RETRY_ON_EINTR(send(backend->conn_fd, &msg, size, MSG_NOSIGNAL));
     /* A frontend that is gone is noticed when it is read from. */
     g_assert_true(ret == size || (ret < 0 && errno == EPIPE) ||
@@ -415,6 +463,8 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
         return true;
     default:
         set_error(backend, "unexpected request %d", req->msg.request);
+        /* The frontend may wait for an answer that we do not know. */
+        shutdown(backend->conn_fd, SHUT_RDWR);
         return false;
     }
 }
@@ -494,10 +544,21 @@ static void serve(QVhostUserBackend *backend)
     Request req = { };
     unsigned int i;
 
-    if (receive(backend, &req)) {
-        handle(backend, &req);
-    } else {
+    if (!receive(backend, &req)) {
         disconnect(backend);
+    } else if (fails(backend) && backend->fault == QVHOST_USER_CLOSE) {
+        backend->until_fault--;
+        disconnect(backend);
+    } else {
+        handle(backend, &req);
+        if (fails(backend) && (backend->fault == QVHOST_USER_CLOSE_AFTER ||
+                               backend->fault == QVHOST_USER_CLOSE_WITHIN ||
+                               backend->fault == QVHOST_USER_HUGE)) {
+            disconnect(backend);
+        }
+        if (backend->until_fault >= 0) {
+            backend->until_fault--;
+        }
     }
     for (i = 0; i < req.nr_fds; i++) {
         close(req.fds[i]);
@@ -551,6 +612,9 @@ static gboolean listen_ready(gint fd, GIOCondition condition, gpointer opaque)
         set_error(backend, "a second frontend");
         close(conn_fd);
         return G_SOURCE_CONTINUE;
+    }
+    if (backend->fault_again >= 0) {
+        backend->until_fault = backend->fault_again;
     }
     backend->conn_fd = conn_fd;
     backend->conn_source = watch(backend, conn_fd, conn_ready);
@@ -606,6 +670,8 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
                            max_regions : VHOST_MEMORY_BASELINE_NREGIONS;
     backend->listen_fd = -1;
     backend->conn_fd = -1;
+    backend->until_fault = -1;
+    backend->fault_again = -1;
     backend->regions = g_array_new(false, false, sizeof(Region));
     g_array_set_clear_func(backend->regions, unmap_region);
     g_mutex_init(&backend->lock);
@@ -648,6 +714,16 @@ void qvhost_user_backend_free(QVhostUserBackend *backend)
     g_free(backend->error);
     g_free(backend->path);
     g_free(backend);
+}
+
+void qvhost_user_backend_fail(QVhostUserBackend *backend, unsigned int nr,
+                              QVhostUserFault fault, bool always)
+{
+    LOCK_GUARD(backend);
+
+    backend->until_fault = nr;
+    backend->fault_again = always ? nr : -1;
+    backend->fault = fault;
 }
 
 const char *qvhost_user_backend_path(const QVhostUserBackend *backend)

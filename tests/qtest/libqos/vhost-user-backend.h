@@ -88,6 +88,49 @@ void qvhost_user_backend_close(QVhostUserBackend *backend);
 void qvhost_user_backend_open(QVhostUserBackend *backend);
 
 /**
+ * QVhostUserFault: what a backend does wrong
+ *
+ * @QVHOST_USER_CLOSE: close the connection instead of an answer
+ * @QVHOST_USER_CLOSE_WITHIN: close it when half of the answer's header is sent
+ * @QVHOST_USER_CLOSE_AFTER: close it after the answer
+ * @QVHOST_USER_OTHER_REQUEST: answer another request
+ * @QVHOST_USER_NO_REPLY_FLAG: the answer does not say that it is one
+ * @QVHOST_USER_EMPTY: answer without a payload
+ * @QVHOST_USER_SHORT: answer with one byte too few
+ * @QVHOST_USER_LONG: answer with one byte too many
+ * @QVHOST_USER_HUGE: claim that the payload is of the largest size, and close
+ * @QVHOST_USER_ZERO: all that is in the payload is 0
+ * @QVHOST_USER_ONES: all bits in the payload are 1
+ */
+typedef enum QVhostUserFault {
+    QVHOST_USER_CLOSE,
+    QVHOST_USER_CLOSE_WITHIN,
+    QVHOST_USER_CLOSE_AFTER,
+    QVHOST_USER_OTHER_REQUEST,
+    QVHOST_USER_NO_REPLY_FLAG,
+    QVHOST_USER_EMPTY,
+    QVHOST_USER_SHORT,
+    QVHOST_USER_LONG,
+    QVHOST_USER_HUGE,
+    QVHOST_USER_ZERO,
+    QVHOST_USER_ONES,
+    QVHOST_USER_NR_FAULTS,
+} QVhostUserFault;
+
+/**
+ * qvhost_user_backend_fail:
+ * @backend: the backend
+ * @nr: which message to fail at, 0 for the next one
+ * @fault: what to do then
+ * @always: with each connection, rather than once
+ *
+ * Do something wrong. All but the first and the third need a message that
+ * has an answer; without, the backend does nothing wrong.
+ */
+void qvhost_user_backend_fail(QVhostUserBackend *backend, unsigned int nr,
+                              QVhostUserFault fault, bool always);
+
+/**
  * qvhost_user_backend_path:
  *
  * Returns: the path of the socket, valid until the backend is freed.
