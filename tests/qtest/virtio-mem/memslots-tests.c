@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "hw/pci/pci_regs.h"
 #include "qobject/qdict.h"
 #include "checks.h"
 #include "steps.h"
@@ -204,6 +205,84 @@ static void test_many_devices(const TestCase *test)
     vm_stop(vm);
 }
 
+/* ---- A BAR where the device has memory, or could have it ---- */
+
+#define BAR_SIZE (2 * GiB)
+
+static void place_bar(QPCIDevice *dev, uint64_t addr)
+{
+    qpci_config_writew(dev, PCI_COMMAND, 0);
+    qpci_config_writel(dev, PCI_BASE_ADDRESS_2, addr);
+    qpci_config_writel(dev, PCI_BASE_ADDRESS_3, addr >> 32);
+    qpci_config_writew(dev, PCI_COMMAND, PCI_COMMAND_MEMORY);
+}
+
+static bool bar_is_mapped(TestVM *vm)
+{
+    g_autofree char *text = hmp(vm, "info mtree -f");
+
+    return strstr(text, "): bar\n") || strstr(text, "): bar @") ||
+           strstr(text, "): bar KVM");
+}
+
+/* Memory that is not plugged is nobody else's. */
+static void test_bar(const TestCase *test)
+{
+    const char *args = "-object memory-backend-ram,id=bar,size=2G,reserve=off"
+                       " -device ivshmem-plain,memdev=bar,addr=10.0";
+    const uint64_t value = 0x0123456789abcdef;
+    uint64_t offset, start, unmapped;
+    QPCIDevice *bar;
+    Model *model;
+    TestVM *vm;
+
+    if (!qtest_has_device("ivshmem-plain")) {
+        g_test_skip("needs a device with a large BAR");
+        return;
+    }
+    vm = vm_start_with(test, &test->config, 1, args);
+    model = vm_model(vm, 0);
+    bar = qpci_device_find(vm->qs->pcibus, QPCI_DEVFN(16, 0));
+    g_assert_nonnull(bar);
+    unmapped = qtest_readq(vm->qts, 2 * GiB);
+
+    /* The BAR is one that would be mapped elsewhere. */
+    place_bar(bar, QEMU_ALIGN_UP(model->addr + model->region_size, BAR_SIZE));
+    g_assert_true(bar_is_mapped(vm));
+
+    request_size(vm, 0, model->block_size);
+    for (offset = 0; offset < model->region_size; offset += BAR_SIZE) {
+        start = model->addr + offset;
+        g_assert_cmphex(start % BAR_SIZE, ==, 0);
+        place_bar(bar, start);
+        g_assert_false(bar_is_mapped(vm));
+        vm_check(vm);
+
+        /* Nothing is there, and nothing takes a write. */
+        if (!model_memslot_mapped(model, model_nb_memslots(model) - 1)) {
+            qtest_writeq(vm->qts, start + BAR_SIZE - 8, value);
+            g_assert_cmphex(qtest_readq(vm->qts, start + BAR_SIZE - 8), ==,
+                            unmapped);
+        }
+
+        request_size(vm, 0, offset + model->block_size);
+        assert_ack(plug_at(vm, 0, start, 1));
+        qtest_writeq(vm->qts, start, value);
+        place_bar(bar, model->addr);
+        place_bar(bar, start);
+        g_assert_false(bar_is_mapped(vm));
+        g_assert_cmphex(qtest_readq(vm->qts, start), ==, value);
+        assert_ack(unplug_at(vm, 0, start, 1));
+        g_assert_false(bar_is_mapped(vm));
+    }
+    assert_ack(unplug_all(vm, 0));
+    g_assert_false(bar_is_mapped(vm));
+    vm_check(vm);
+
+    g_free(bar);
+    vm_stop(vm);
+}
+
 /* ---- What KVM allocates in the kernel ---- */
 
 static uint64_t meminfo(const char *field)
@@ -349,6 +428,7 @@ static const TestGroup groups[] = {
     { "memaddr", test_memaddr, basic_configs },
     { "requested-at-start", test_requested_at_start, basic_configs },
     { "many-devices", test_many_devices, many_devices_configs },
+    { "bar", test_bar, basic_configs, .needs_pc = true },
     { "kernel-memory", test_kernel_memory, kernel_memory_configs,
       .kvm_only = true, .needs_pc = true },
     { }
