@@ -66,6 +66,8 @@ struct QVhostUserBackend {
     uint64_t log_size;
     uint64_t log_allocated;
 
+    /* How many single regions are taken before others are refused */
+    unsigned int nr_taken_regions;
     unsigned int nr_messages[VHOST_USER_MAX];
     char *error;
 };
@@ -382,8 +384,14 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
             set_error(backend, "region with %u files", req->nr_fds);
             return false;
         }
-        return may_change_single_regions(backend) &&
-               add_region(backend, &region, req->fds[0]);
+        if (!may_change_single_regions(backend) ||
+            !backend->nr_taken_regions) {
+            return false;
+        }
+        if (backend->nr_taken_regions != UINT_MAX) {
+            backend->nr_taken_regions--;
+        }
+        return add_region(backend, &region, req->fds[0]);
     case VHOST_USER_REM_MEM_REG:
         return may_change_single_regions(backend) &&
                remove_region(backend, &region);
@@ -604,6 +612,7 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
     backend->configurable = max_regions != QVHOST_USER_BASELINE;
     backend->max_regions = backend->configurable ?
                            max_regions : VHOST_MEMORY_BASELINE_NREGIONS;
+    backend->nr_taken_regions = UINT_MAX;
     backend->listen_fd = -1;
     backend->conn_fd = -1;
     backend->regions = g_array_new(false, false, sizeof(Region));
@@ -747,6 +756,14 @@ bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)
     /* The frontend reads and clears it meanwhile. */
     qatomic_or(&backend->log[page / 8], 1 << (page % 8));
     return true;
+}
+
+void qvhost_user_backend_take_regions(QVhostUserBackend *backend,
+                                      unsigned int count)
+{
+    LOCK_GUARD(backend);
+
+    backend->nr_taken_regions = count;
 }
 
 unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
