@@ -35,8 +35,8 @@ typedef struct ReportLimit {
  * is stopped. When a snapshot is loaded, it may go back.
  *
  * @limit: what was reported before
- * @left_out: how many times it was left out since then; set if it may be
- *     reported now
+ * @left_out: how many times it was left out since then, set if it may be
+ *     reported now; NULL is fine
  *
  * Returns: true if so. The caller has to report it then.
  */
@@ -49,7 +49,9 @@ static inline bool report_limit_pass(ReportLimit *limit, uint64_t *left_out)
         limit->left_out++;
         return false;
     }
-    *left_out = limit->left_out;
+    if (left_out) {
+        *left_out = limit->left_out;
+    }
     *limit = (ReportLimit) { .reported = true, .last = now };
     return true;
 }
