@@ -98,6 +98,61 @@ static void test_one_transaction(const TestCase *test)
     vm_stop(vm);
 }
 
+static unsigned int nb_late_discards(TestVM *vm)
+{
+    g_autofree char *text = NULL;
+    unsigned int count = 0;
+    const char *pos;
+
+    g_assert_true(g_file_get_contents(vm->log_path, &text, NULL, NULL));
+    for (pos = text; (pos = strstr(pos, "virtio_mem_discard_unmapped")); pos++) {
+        count++;
+    }
+    return count;
+}
+
+/* What is discarded later is what was unmapped, all in one go. */
+static void test_late_discards(const TestCase *test)
+{
+    TestVM *vm = vm_start_with(test, &test->config, 1,
+                               "-trace virtio_mem_discard_unmapped");
+    Model *model = vm_model(vm, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+    const bool inaccessible = model->unplugged_inaccessible;
+    unsigned int count;
+
+    if (!vm->traced) {
+        g_test_skip("needs trace events in the log");
+        vm_stop(vm);
+        return;
+    }
+
+    request_size(vm, 0, model->region_size);
+    g_assert_cmpuint(nb_late_discards(vm), ==, 0);
+    assert_ack(plug_at(vm, 0, addr, 3 * GiB / block));
+    assert_ack(unplug_at(vm, 0, addr, 1));
+    assert_ack(unplug_at(vm, 0, addr + 1 * GiB + block, 8));
+    g_assert_cmpuint(nb_late_discards(vm), ==, 0);
+
+    /* The rest of one memslot, and two at once */
+    assert_ack(unplug_at(vm, 0, addr + block, 1 * GiB / block - 1));
+    g_assert_cmpuint(nb_late_discards(vm), ==, inaccessible);
+    assert_ack(unplug_all(vm, 0));
+    g_assert_cmpuint(nb_late_discards(vm), ==, 2 * inaccessible);
+
+    /* Nothing is plugged. */
+    assert_ack(unplug_all(vm, 0));
+    system_reset(vm);
+    g_assert_cmpuint(nb_late_discards(vm), ==, 2 * inaccessible);
+
+    /* The usable region takes with it what it covered. */
+    request_size(vm, 0, 0);
+    count = nb_late_discards(vm);
+    assert_ack(unplug_all(vm, 0));
+    g_assert_cmpuint(nb_late_discards(vm), ==, count + !inaccessible);
+    vm_stop(vm);
+}
+
 /* At an address that is no multiple of the size of memslots, nor of 1 GiB */
 static void test_memaddr(const TestCase *test)
 {
@@ -425,6 +480,7 @@ static const NamedConfig kernel_memory_configs[] = {
 static const TestGroup groups[] = {
     { "two-devices", test_two_devices, basic_configs },
     { "one-transaction", test_one_transaction, multiple_configs },
+    { "late-discards", test_late_discards, multiple_configs },
     { "memaddr", test_memaddr, basic_configs },
     { "requested-at-start", test_requested_at_start, basic_configs },
     { "many-devices", test_many_devices, many_devices_configs },
