@@ -273,6 +273,18 @@ bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
     return false;
 }
 
+void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err)
+{
+    trace_virtio_mem_usable_refused(virtio_mem_name(vmem),
+                                    error_get_pretty(err));
+    if (report_limit_pass(&vmem->memslots.usable_refusals, NULL)) {
+        warn_reportf_err(err, "virtio-mem device '%s': the usable region cannot"
+                         " grow now: ", virtio_mem_name(vmem));
+    } else {
+        error_free(err);
+    }
+}
+
 int virtio_mem_memslots_load(VirtIOMEM *vmem)
 {
     g_autofree char *backend = NULL;

@@ -50,6 +50,9 @@ typedef struct VirtIOMEMMemslots {
     /* requests that were refused, of which one a minute is reported */
     ReportLimit refusals;
 
+    /* likewise, where the usable region could not grow to what is requested */
+    ReportLimit usable_refusals;
+
     /* a state is loaded, and listeners are going to be told of it later */
     bool loading;
 
@@ -205,6 +208,18 @@ void virtio_mem_memslots_sync(VirtIOMEM *vmem, uint64_t offset, uint64_t size);
  */
 bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
                                     Error **errp);
+
+/**
+ * virtio_mem_memslots_usable_refused: report that the usable region stays
+ * smaller than it should be
+ *
+ * That can happen at a reset, or when the driver unplugs all, after a state
+ * could not be loaded: nothing is usable then. The next of these tries again.
+ *
+ * @vmem: the device
+ * @err: why; is freed
+ */
+void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err);
 
 /**
  * virtio_mem_memslots_load: map the memslots that a loaded state asks for
