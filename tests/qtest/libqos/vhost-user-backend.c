@@ -8,6 +8,7 @@
 #include "qemu/atomic.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
+#include "standard-headers/linux/vhost_types.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "vhost-user-backend.h"
 #include <glib-unix.h>
@@ -20,6 +21,9 @@
 #define WAIT_TIMEOUT_US (60 * G_TIME_SPAN_SECOND)
 
 #define BLOCK_DEVICE_SECTORS (64 * MiB / 512)
+
+/* libvhost-user has no name for it. */
+#define VHOST_USER_IOTLB_MSG 22
 
 /* Each bit of the log is for that much of guest-physical memory. */
 #define LOG_PAGE_SIZE (4 * KiB)
@@ -65,6 +69,11 @@ struct QVhostUserBackend {
     uint8_t *log;
     uint64_t log_size;
     uint64_t log_allocated;
+
+    /* It is behind an IOMMU, and has been told of these: vhost_iotlb_msg */
+    bool iommu;
+    GArray *iotlb;
+    int req_fd;
 
     /* How many single regions are taken before others are refused */
     unsigned int nr_taken_regions;
@@ -137,6 +146,11 @@ static void disconnect(QVhostUserBackend *backend)
     backend->started = 0;
     drop_log(backend);
     g_array_set_size(backend->regions, 0);
+    g_array_set_size(backend->iotlb, 0);
+    if (backend->req_fd >= 0) {
+        close(backend->req_fd);
+        backend->req_fd = -1;
+    }
 }
 
 static GSource *watch(QVhostUserBackend *backend, int fd, GUnixFDSourceFunc fn)
@@ -323,10 +337,11 @@ static void reply_config(QVhostUserBackend *backend, Request *req)
     reply(backend, req, VHOST_USER_CONFIG_HDR_SIZE + config.size);
 }
 
-static uint64_t features(void)
+static uint64_t features(QVhostUserBackend *backend)
 {
     return 1ull << VIRTIO_F_VERSION_1 | 1ull << VHOST_F_LOG_ALL |
-           1ull << VHOST_USER_F_PROTOCOL_FEATURES;
+           1ull << VHOST_USER_F_PROTOCOL_FEATURES |
+           (uint64_t)backend->iommu << VIRTIO_F_ACCESS_PLATFORM;
 }
 
 static uint64_t protocol_features(QVhostUserBackend *backend)
@@ -334,6 +349,7 @@ static uint64_t protocol_features(QVhostUserBackend *backend)
     return 1ull << VHOST_USER_PROTOCOL_F_LOG_SHMFD |
            1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK |
            1ull << VHOST_USER_PROTOCOL_F_CONFIG |
+           (uint64_t)backend->iommu << VHOST_USER_PROTOCOL_F_BACKEND_REQ |
            (uint64_t)backend->configurable <<
            VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 }
@@ -343,7 +359,7 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
 {
     switch (req->msg.request) {
     case VHOST_USER_GET_FEATURES:
-        reply_u64(backend, req, features());
+        reply_u64(backend, req, features(backend));
         return true;
     case VHOST_USER_GET_PROTOCOL_FEATURES:
         reply_u64(backend, req, protocol_features(backend));
@@ -360,6 +376,7 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
     case VHOST_USER_GET_VRING_BASE:
         backend->started &= ~(1ull << req->msg.payload.state.index);
         req->msg.payload.state.num = 0;
+        g_array_set_size(backend->iotlb, 0);
         reply(backend, req, sizeof(req->msg.payload.state));
         return true;
     case VHOST_USER_SET_LOG_BASE:
@@ -369,6 +386,24 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
     default:
         return false;
     }
+}
+
+/* What it is told of is what it is asked for by QEMU itself. */
+static bool handle_iotlb(QVhostUserBackend *backend, const Request *req)
+{
+    struct vhost_iotlb_msg msg;
+
+    memcpy(&msg, &req->msg.payload, sizeof(msg));
+    if (req->msg.size != sizeof(msg) || !backend->iommu ||
+        (msg.type != VHOST_IOTLB_UPDATE &&
+         msg.type != VHOST_IOTLB_INVALIDATE)) {
+        set_error(backend, "bad message for the IOTLB");
+        return false;
+    }
+    if (msg.type == VHOST_IOTLB_UPDATE) {
+        g_array_append_val(backend->iotlb, msg);
+    }
+    return true;
 }
 
 /* Returns whether all is well. */
@@ -407,8 +442,19 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
         backend->started |= 1ull << (req->msg.payload.u64 &
                                      VHOST_USER_VRING_IDX_MASK);
         return true;
+    case VHOST_USER_IOTLB_MSG:
+        return handle_iotlb(backend, req);
     case VHOST_USER_SET_FEATURES:
         backend->features = req->msg.payload.u64;
+        return true;
+    case VHOST_USER_SET_BACKEND_REQ_FD:
+        if (req->nr_fds != 1 || backend->req_fd >= 0) {
+            set_error(backend, "a channel of its own with %u files",
+                      req->nr_fds);
+            return false;
+        }
+        /* Nothing is asked for, but it has to stay. */
+        backend->req_fd = dup(req->fds[0]);
         return true;
     case VHOST_USER_SET_OWNER:
     case VHOST_USER_RESET_OWNER:
@@ -615,8 +661,10 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
     backend->nr_taken_regions = UINT_MAX;
     backend->listen_fd = -1;
     backend->conn_fd = -1;
+    backend->req_fd = -1;
     backend->regions = g_array_new(false, false, sizeof(Region));
     g_array_set_clear_func(backend->regions, unmap_region);
+    backend->iotlb = g_array_new(false, false, sizeof(struct vhost_iotlb_msg));
     g_mutex_init(&backend->lock);
     g_cond_init(&backend->cond);
 
@@ -654,6 +702,7 @@ void qvhost_user_backend_free(QVhostUserBackend *backend)
     g_cond_clear(&backend->cond);
     g_mutex_clear(&backend->lock);
     g_array_unref(backend->regions);
+    g_array_unref(backend->iotlb);
     g_free(backend->error);
     g_free(backend->path);
     g_free(backend);
@@ -756,6 +805,43 @@ bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)
     /* The frontend reads and clears it meanwhile. */
     qatomic_or(&backend->log[page / 8], 1 << (page % 8));
     return true;
+}
+
+void qvhost_user_backend_set_iommu(QVhostUserBackend *backend)
+{
+    LOCK_GUARD(backend);
+
+    backend->iommu = true;
+}
+
+uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
+                                       uint64_t iova)
+{
+    LOCK_GUARD(backend);
+    unsigned int i, j;
+
+    for (i = 0; i < backend->iotlb->len; i++) {
+        const struct vhost_iotlb_msg *msg =
+            &g_array_index(backend->iotlb, struct vhost_iotlb_msg, i);
+        const uint64_t uaddr = msg->uaddr + (iova - msg->iova);
+
+        if (iova < msg->iova || iova - msg->iova >= msg->size) {
+            continue;
+        }
+        for (j = 0; j < backend->regions->len; j++) {
+            const VhostUserMemoryRegion *region =
+                &get_region(backend, j)->region;
+
+            if (msg->uaddr >= region->userspace_addr &&
+                msg->uaddr + msg->size <= region->userspace_addr +
+                                          region->memory_size) {
+                return region->guest_phys_addr + uaddr - region->userspace_addr;
+            }
+        }
+        set_error(backend, "entry of the IOTLB for 0x%" PRIx64 " leads out of"
+                  " all regions", iova);
+    }
+    return UINT64_MAX;
 }
 
 void qvhost_user_backend_take_regions(QVhostUserBackend *backend,
