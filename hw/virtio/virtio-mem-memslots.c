@@ -222,10 +222,12 @@ static bool virtio_mem_memslots_map(VirtIOMEM *vmem, uint64_t offset,
 
 int virtio_mem_memslots_plug(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
 {
+    MemslotSet *set = vmem->memslots.set;
     g_autofree char *backend = NULL;
     Error *local_err = NULL;
 
-    if (!vmem->memslots.set ||
+    if (!set ||
+        !memslot_set_count_missing(set, offset, size, NULL, NULL) ||
         virtio_mem_memslots_map(vmem, offset, size, NULL, &backend,
                                 &local_err)) {
         return 0;
