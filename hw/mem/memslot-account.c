@@ -234,6 +234,8 @@ typedef struct HolderCheck {
     unsigned int memslots;
     Error **errp;
     bool failed;
+    /* who failed, if that is a vhost backend */
+    char *backend;
 } HolderCheck;
 
 static char *memslot_holder_name(const MemslotHolder *holder)
@@ -329,6 +331,7 @@ static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
     }
 
     check->failed = true;
+    check->backend = g_strdup(holder->id);
     name = memslot_holder_name(holder);
     error_setg(check->errp, "%s can hold %u memslots, of which %u are used, but"
                " %u more %s needed", name, counts.limit, counts.used, needed,
@@ -338,8 +341,15 @@ static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
                       " missing.\n");
 }
 
+/* What a vhost backend refused between map_begin() and map_end(), if it did */
+static struct {
+    bool active;
+    char *backend;
+    Error *err;
+} memslot_mapping;
+
 bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
-                               Error **errp)
+                               char **backend, Error **errp)
 {
     ERRP_GUARD();
     HolderCheck check = {
@@ -350,27 +360,56 @@ bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
     };
 
     memslot_account_foreach_holder(memslot_holder_check_map, &check);
+    *backend = check.backend;
     if (check.failed) {
         return false;
     }
 
+    g_assert(!memslot_mapping.active);
+    memslot_mapping.active = true;
     if (kvm_enabled()) {
         kvm_try_memslots_begin();
     }
     return true;
 }
 
-bool memslot_account_map_end(Error **errp)
+bool memslot_account_refuse(const char *backend, int err)
+{
+    if (!memslot_mapping.active) {
+        return false;
+    }
+    if (!memslot_mapping.err) {
+        memslot_mapping.backend = g_strdup(backend);
+        error_setg_errno(&memslot_mapping.err, err,
+                         "vhost backend '%s' refused memory", backend);
+        error_append_hint(&memslot_mapping.err, "The backend may have told"
+                          " more, in a log of its own.\n");
+    }
+    return true;
+}
+
+bool memslot_account_map_end(char **backend, Error **errp)
 {
     ERRP_GUARD();
     const int ret = kvm_enabled() ? kvm_try_memslots_end() : 0;
+    g_autofree char *refused_by = g_steal_pointer(&memslot_mapping.backend);
+    Error *refusal = g_steal_pointer(&memslot_mapping.err);
 
+    memslot_mapping.active = false;
+    *backend = NULL;
     if (ret) {
         error_setg_errno(errp, -ret, "KVM cannot map more memory");
         error_append_hint(errp, "The host's kernel needs memory of its own for"
                           " each memslot.\n");
+        error_free(refusal);
+        return false;
     }
-    return !ret;
+    if (refusal) {
+        *backend = g_steal_pointer(&refused_by);
+        error_propagate(errp, refusal);
+        return false;
+    }
+    return true;
 }
 
 bool memslot_account_wants_whole_devices(const MemslotHolder *backend)

@@ -28,7 +28,9 @@ MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr)
     g_assert(bql_locked());
     g_assert(memory_region_is_ram(mr));
 
-    memory_region_init(&set->container, owner, name, memory_region_size(mr));
+    /* Not a pure container: one would show what lies below where it is empty */
+    memory_region_init_io(&set->container, owner, NULL, NULL, name,
+                          memory_region_size(mr));
     set->container.align = memory_region_get_alignment(mr);
     /* Handed down to all aliases, see memory_region_set_unmergeable(). */
     memory_region_set_unmergeable(&set->container, true);

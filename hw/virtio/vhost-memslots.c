@@ -51,6 +51,14 @@ int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp)
     return memslot_account_check_vhost(&holder, errp) ? 0 : -ENOBUFS;
 }
 
+bool vhost_memslots_refused(struct vhost_dev *hdev, int ret)
+{
+    const char *id = hdev->id ? hdev->id : "";
+
+    trace_vhost_memslots_refused(hdev, id, ret);
+    return memslot_account_refuse(id, -ret);
+}
+
 void vhost_memslots_leave(struct vhost_dev *hdev)
 {
     QLIST_SAFE_REMOVE(hdev, entry);

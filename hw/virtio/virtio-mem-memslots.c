@@ -10,6 +10,7 @@
 #include "exec/ram_addr.h"
 #include "hw/mem/memslot-account.h"
 #include "qapi/error.h"
+#include "qapi/qapi-events-memslots.h"
 #include "qapi/qapi-visit-common.h"
 #include "qapi/visitor.h"
 #include "qemu/bitops.h"
@@ -47,6 +48,35 @@ static bool virtio_mem_wants_memslots(const VirtIOMEM *vmem)
 static const char *virtio_mem_name(const VirtIOMEM *vmem)
 {
     return object_get_canonical_path_component(OBJECT(vmem)->parent);
+}
+
+void virtio_mem_refused(VirtIOMEM *vmem, MemoryRefuser refuser,
+                        const char *backend, Error *err)
+{
+    Object *proxy = OBJECT(vmem)->parent;
+    DeviceState *dev = DEVICE(object_dynamic_cast(proxy, TYPE_DEVICE));
+    g_autofree char *path = object_get_canonical_path(proxy);
+    uint64_t left_out;
+
+    trace_virtio_mem_refused(path, MemoryRefuser_str(refuser),
+                             error_get_pretty(err));
+    if (!report_limit_pass(&vmem->memslots.refusals, &left_out)) {
+        error_free(err);
+        return;
+    }
+
+    qapi_event_send_memory_device_request_refused(dev ? dev->id : NULL, path,
+                                                  refuser, backend,
+                                                  error_get_pretty(err),
+                                                  left_out);
+    if (left_out) {
+        warn_reportf_err(err, "virtio-mem device '%s': memory cannot be plugged"
+                         " now (nor %" PRIu64 " times since the last warning):"
+                         " ", virtio_mem_name(vmem), left_out);
+    } else {
+        warn_reportf_err(err, "virtio-mem device '%s': memory cannot be plugged"
+                         " now: ", virtio_mem_name(vmem));
+    }
 }
 
 /*
@@ -168,11 +198,11 @@ void virtio_mem_memslots_sync(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
 /*
  * Likewise, where memslots may have to be mapped: that can fail. If it does,
  * the caller has to sync the memslots once more, with the rule giving what it
- * gave before.
+ * gave before. @backend is the vhost backend that refused, if it was one.
  */
 static bool virtio_mem_memslots_map(VirtIOMEM *vmem, uint64_t offset,
                                     uint64_t size, MemslotWanted *wanted,
-                                    Error **errp)
+                                    char **backend, Error **errp)
 {
     MemslotSet *set = vmem->memslots.set;
     MemslotHull unmapped;
@@ -180,45 +210,52 @@ static bool virtio_mem_memslots_map(VirtIOMEM *vmem, uint64_t offset,
     bool mapped;
 
     missing = memslot_set_count_missing(set, offset, size, wanted, vmem);
-    if (!memslot_account_map_begin(&vmem->memdev->mr, missing, errp)) {
+    if (!memslot_account_map_begin(&vmem->memdev->mr, missing, backend,
+                                   errp)) {
         return false;
     }
     unmapped = memslot_set_sync(set, offset, size, wanted, vmem);
-    mapped = memslot_account_map_end(errp);
+    mapped = memslot_account_map_end(backend, errp);
     virtio_mem_memslots_unmapped(vmem, &unmapped);
     return mapped;
 }
 
 int virtio_mem_memslots_plug(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
 {
-    VirtIOMEMMemslots *memslots = &vmem->memslots;
+    MemslotSet *set = vmem->memslots.set;
+    g_autofree char *backend = NULL;
     Error *local_err = NULL;
 
-    /* Only a request that was given a memslot shows that it works again. */
-    if (!memslots->set || !memslot_set_count_missing(memslots->set, offset,
-                                                     size, NULL, NULL)) {
+    if (!set ||
+        !memslot_set_count_missing(set, offset, size, NULL, NULL) ||
+        virtio_mem_memslots_map(vmem, offset, size, NULL, &backend,
+                                &local_err)) {
         return 0;
     }
-
-    if (virtio_mem_memslots_map(vmem, offset, size, NULL, &local_err)) {
-        memslots->refused = false;
-        return 0;
-    }
-
-    if (!memslots->refused) {
-        memslots->refused = true;
-        warn_reportf_err(local_err, "virtio-mem device '%s': memory cannot be"
-                         " plugged now: ", virtio_mem_name(vmem));
-    } else {
-        error_free(local_err);
-    }
+    virtio_mem_refused(vmem, backend ? MEMORY_REFUSER_VHOST
+                                     : MEMORY_REFUSER_KVM, backend, local_err);
     return -EBUSY;
+}
+
+void virtio_mem_memslots_plug_failed(VirtIOMEM *vmem, uint64_t offset,
+                                     uint64_t size, int ret)
+{
+    Error *local_err = NULL;
+
+    /* All others have reported it. */
+    if (ret != -EBUSY) {
+        error_setg_errno(&local_err, -ret, "a device that does DMA, such as"
+                         " one of VFIO, cannot map it");
+        virtio_mem_refused(vmem, MEMORY_REFUSER_DMA, NULL, local_err);
+    }
+    virtio_mem_memslots_sync(vmem, offset, size);
 }
 
 bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
                                     Error **errp)
 {
     const uint64_t old_size = vmem->usable_region_size;
+    g_autofree char *backend = NULL;
 
     vmem->usable_region_size = size;
     if (!vmem->memslots.set || !DEVICE(vmem)->realized) {
@@ -229,7 +266,7 @@ bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
         return true;
     }
     if (virtio_mem_memslots_map(vmem, 0, virtio_mem_region_size(vmem),
-                                virtio_mem_memslot_wanted, errp)) {
+                                virtio_mem_memslot_wanted, &backend, errp)) {
         return true;
     }
 
@@ -238,8 +275,21 @@ bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
     return false;
 }
 
+void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err)
+{
+    trace_virtio_mem_usable_refused(virtio_mem_name(vmem),
+                                    error_get_pretty(err));
+    if (report_limit_pass(&vmem->memslots.usable_refusals, NULL)) {
+        warn_reportf_err(err, "virtio-mem device '%s': the usable region cannot"
+                         " grow now: ", virtio_mem_name(vmem));
+    } else {
+        error_free(err);
+    }
+}
+
 int virtio_mem_memslots_load(VirtIOMEM *vmem)
 {
+    g_autofree char *backend = NULL;
     Error *local_err = NULL;
     bool mapped;
 
@@ -249,7 +299,8 @@ int virtio_mem_memslots_load(VirtIOMEM *vmem)
 
     vmem->memslots.loading = true;
     mapped = virtio_mem_memslots_map(vmem, 0, virtio_mem_region_size(vmem),
-                                     virtio_mem_memslot_wanted, &local_err);
+                                     virtio_mem_memslot_wanted, &backend,
+                                     &local_err);
     vmem->memslots.loading = false;
     if (!mapped) {
         error_reportf_err(local_err, "virtio-mem device '%s': memory cannot be"

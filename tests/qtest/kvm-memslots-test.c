@@ -482,6 +482,7 @@ static void check_nb_warnings(TestVM *vm, unsigned int expected)
 static void check_plug_refused(TestVM *vm)
 {
     const uint64_t block = vm->block_size;
+    QDict *event;
 
     request_size(vm, vm->size);
     assert_ack(plug(vm, 0, block));
@@ -492,6 +493,10 @@ static void check_plug_refused(TestVM *vm)
     check_refusal(vm, 0, 0);
     check_device(vm, 0x01, block);
     check_nb_warnings(vm, 1);
+    event = qtest_qmp_eventwait_ref(vm->qts, "MEMORY_DEVICE_REQUEST_REFUSED");
+    g_assert_cmpstr(qdict_get_str(qdict_get_qdict(event, "data"), "refuser"),
+                    ==, "kvm");
+    qobject_unref(event);
     assert_busy(plug(vm, 2 * MEMSLOT_SIZE, block));
     assert_busy(plug(vm, MEMSLOT_SIZE - block, 2 * MEMSLOT_SIZE));
     check_refusal(vm, 0, 0);

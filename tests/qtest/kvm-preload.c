@@ -17,6 +17,9 @@
  *   after it, are refused with ENOMEM. N is 1 by default. Counting starts anew
  *   whenever a memslot was added without FILE.
  *
+ * KVM_PRELOAD_FAIL_ADDR=ADDR
+ *   Memslots below that guest-physical address are not counted, nor refused.
+ *
  * KVM_PRELOAD_LOG=FILE
  *   Append a line for each KVM_SET_USER_MEMORY_REGION and
  *   KVM_SET_USER_MEMORY_REGION2: address space, slot, address and size in
@@ -40,6 +43,7 @@ static int (*real_ioctl)(int fd, unsigned long request, ...);
 
 static const char *fail_file;
 static unsigned long fail_from = 1;
+static uint64_t fail_addr;
 static long nr_memslots;
 static bool has_attributes;
 static int log_fd = -1;
@@ -83,6 +87,10 @@ static void __attribute__((constructor)) preload_init(void)
     if (str) {
         fail_from = atol(str);
     }
+    str = getenv("KVM_PRELOAD_FAIL_ADDR");
+    if (str) {
+        fail_addr = strtoull(str, NULL, 0);
+    }
     str = getenv("KVM_PRELOAD_LOG");
     if (str) {
         log_fd = open(str, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -108,7 +116,8 @@ static int set_user_memory_region(int fd, unsigned long request,
     bool *is_added = &added[as % MAX_AS][slot];
     int ret, saved_errno;
 
-    if (mem->memory_size && !*is_added && refuse_to_add()) {
+    if (mem->memory_size && !*is_added && mem->guest_phys_addr >= fail_addr &&
+        refuse_to_add()) {
         errno = ENOMEM;
         ret = -1;
     } else {

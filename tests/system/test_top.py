@@ -166,7 +166,8 @@ class TestOnce(TopTest):
         self.assertEqual((result.returncode, result.stderr), (0, ''))
         self.assertEqual(json.loads(result.stdout), {
             'devices': [machine.memory_device('vmem0')],
-            'memslots': machine.cmd('query-memslots')})
+            'memslots': machine.cmd('query-memslots'),
+            'refusals': []})
 
         result = self.run_top('--once', path)
         self.assertEqual((result.returncode, result.stderr), (0, ''))
@@ -454,7 +455,7 @@ class TestLive(TopTest):
         """What the next line of JSON says of the device."""
         assert process.stdout is not None
         status = json.loads(process.stdout.readline())
-        self.assertEqual(set(status), {'devices', 'memslots'})
+        self.assertEqual(set(status), {'devices', 'memslots', 'refusals'})
         device: Dict[str, Any] = status['devices'][0]
         return device
 
@@ -471,6 +472,44 @@ class TestLive(TopTest):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         self.assertEqual((process.returncode, errors), (0, ''))
+
+    def test_refused(self) -> None:
+        """It tells of requests that are refused while it looks."""
+        machine = self.machine()
+        path = add_qmp(machine)
+        machine.add_args('-device', 'ram-discard-testdev,id=listener')
+        # Each is reported once a minute.
+        machine.add_args(*virtio_mem_arguments(
+            'vmem1', GIB, addr=str(SLOT + 1), requested_size=str(GIB)))
+        machine.launch()
+        memory = VirtioMem(machine, SLOT)
+        process = self.start_top('--json', '--interval=0.1', path)
+        assert process.stdout is not None
+        status = json.loads(process.stdout.readline())
+        self.assertEqual(status['refusals'], [])
+        machine.cmd('qom-set', path='/machine/peripheral/listener',
+                    property='max-populated', value=0)
+        for _ in range(2):
+            self.assertEqual(memory.plug(0, GIB), Answer.BUSY)
+        while not status['refusals']:
+            status = json.loads(process.stdout.readline())
+        refusal = status['refusals'][0]
+        self.assertEqual((refusal['id'], refusal['refuser'],
+                          refusal['left-out']), ('vmem0', 'dma', 0))
+        # It is not forgotten.
+        status = json.loads(process.stdout.readline())
+        self.assertEqual(status['refusals'], [refusal])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+        terminal = self.terminal(machine, 100, 30, '--interval=0.1')
+        terminal.frame('it shows something', bool)
+        other = VirtioMem(machine, SLOT + 1)
+        self.assertEqual(other.plug(0, GIB), Answer.BUSY)
+        lines = terminal.frame('it shows the refusal', lambda lines:
+                               'REFUSED' in lines)
+        self.assertRegex(lines[-1], r'^\d\d:\d\d:\d\d vmem1: a device that'
+                                    r' does DMA, .*: No space left')
 
     def test_interrupt_while_waiting(self) -> None:
         """It can be ended while the VM hangs, too."""

@@ -156,6 +156,8 @@ void memslot_account_release(MachineState *ms, MemoryRegion *ram);
  * memslot_account_map_begin: prepare to map memslots that have been promised
  * @ram: the RAM memory region that the memslots are part of
  * @memslots: the number of memslots that are about to be mapped
+ * @backend: set to the id of the vhost backend that lacks them, to be freed by
+ *     the caller, or to NULL if it is KVM or nobody
  * @errp: set if somebody else has taken them in the meantime
  *
  * A promise keeps other memory devices and vhost backends away, but not what
@@ -168,17 +170,32 @@ void memslot_account_release(MachineState *ms, MemoryRegion *ram);
  * Returns: true on success. Otherwise, nothing must be mapped.
  */
 bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
-                               Error **errp);
+                               char **backend, Error **errp);
+
+/**
+ * memslot_account_refuse: tell that a vhost backend did not take memory
+ * @backend: the id of the backend
+ * @err: a positive error number
+ *
+ * To be called when a change of the memory map could not be told to the
+ * backend.
+ *
+ * Returns: true if memslot_account_map_end() is going to report it: whoever
+ * maps the memory can do without, and unmaps it again. False if nobody can.
+ */
+bool memslot_account_refuse(const char *backend, int err);
 
 /**
  * memslot_account_map_end: tell whether all memslots have been mapped
- * @errp: set if KVM refused one of them
+ * @backend: set to the id of the vhost backend that refused one of them, to be
+ *     freed by the caller, or to NULL if it is KVM or nobody
+ * @errp: set if KVM or a vhost backend refused one of them
  *
  * Returns: true on success. Otherwise, the caller has to unmap what it mapped.
  * Until then, memory that KVM refused to map can still be accessed by a guest,
  * but slowly.
  */
-bool memslot_account_map_end(Error **errp);
+bool memslot_account_map_end(char **backend, Error **errp);
 
 /**
  * memslot_account_wants_whole_devices: whether to show a vhost backend memory

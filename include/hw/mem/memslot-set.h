@@ -9,6 +9,10 @@
  *     mapped      | memslot-0 .         | memslot-2 .     |
  *     RAM region  |xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx|
  *
+ * Where no memslot is mapped, accesses to the container fail as those to memory
+ * that does not exist. Nothing that the container overlaps shows there: a guest
+ * can place a PCI BAR anywhere.
+ *
  * Each mapped memslot is a range of its own in the flat view, never joined with
  * its neighbours: mapping or unmapping it adds or removes exactly one memslot
  * of KVM per address space, and touches no other one.

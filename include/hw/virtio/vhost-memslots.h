@@ -48,6 +48,16 @@ MemslotHolder vhost_dev_memslot_holder(struct vhost_dev *hdev);
 int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp);
 
 /**
+ * vhost_memslots_refused: a backend that runs could not be told of memory
+ *
+ * @hdev: the backend
+ * @ret: a negative error number
+ *
+ * Returns: whether somebody else reports it, who can do without the memory.
+ */
+bool vhost_memslots_refused(struct vhost_dev *hdev, int ret);
+
+/**
  * vhost_memslots_leave: forget a backend
  *
  * @hdev: the backend, admitted or not

@@ -20,6 +20,8 @@
 #include "hw/qdev-properties.h"
 #include "qapi/qapi-types-common.h"
 #include "qapi/qapi-types-machine.h"
+#include "qapi/qapi-types-memslots.h"
+#include "qemu/report-limit.h"
 
 #define VIRTIO_MEM_MULTIPLE_MEMSLOTS_PROP "multiple-memslots"
 #define VIRTIO_MEM_MEMSLOT_MIN_SIZE_PROP "memslot-min-size"
@@ -45,8 +47,11 @@ typedef struct VirtIOMEMMemslots {
     /* NULL: the memory region of the backend is mapped as a whole */
     MemslotSet *set;
 
-    /* memslots could not be mapped the last time; we warned about it */
-    bool refused;
+    /* requests that were refused, of which one a minute is reported */
+    ReportLimit refusals;
+
+    /* likewise, where the usable region could not grow to what is requested */
+    ReportLimit usable_refusals;
 
     /* a state is loaded, and listeners are going to be told of it later */
     bool loading;
@@ -140,17 +145,42 @@ void virtio_mem_memslots_finalize(VirtIOMEM *vmem);
  *
  * To be called before the range is plugged in the bitmap and before listeners
  * are told of it: those that register now replay what is plugged so far, and
- * learn of the range like all others. Warns if a memslot is refused, once until
- * one was mapped again: drivers try again and again.
+ * learn of the range like all others. If a memslot is refused, it is reported.
  *
  * @vmem: the device
  * @offset: start of the range
  * @size: size of the range
  *
  * Returns: zero, or -EBUSY if a memslot was refused; the caller has to call
- * virtio_mem_memslots_sync() then.
+ * virtio_mem_memslots_plug_failed() then.
  */
 int virtio_mem_memslots_plug(VirtIOMEM *vmem, uint64_t offset, uint64_t size);
+
+/**
+ * virtio_mem_memslots_plug_failed: unmap the memslots of a range that was to be
+ * plugged and could not be
+ *
+ * @vmem: the device
+ * @offset: start of the range
+ * @size: size of the range
+ * @ret: -EBUSY if the reason was reported, or what a listener returned
+ */
+void virtio_mem_memslots_plug_failed(VirtIOMEM *vmem, uint64_t offset,
+                                     uint64_t size, int ret);
+
+/**
+ * virtio_mem_refused: report that a request of the driver was refused
+ *
+ * Warns, and sends an event. Drivers try again and again: that is done at most
+ * once a minute for each device. Also with "multiple-memslots=off".
+ *
+ * @vmem: the device
+ * @refuser: who refused it
+ * @backend: the id of the vhost backend that did, or NULL
+ * @err: why; is freed
+ */
+void virtio_mem_refused(VirtIOMEM *vmem, MemoryRefuser refuser,
+                        const char *backend, Error *err);
 
 /**
  * virtio_mem_memslots_sync: map and unmap the memslots that a range touches, by
@@ -178,6 +208,18 @@ void virtio_mem_memslots_sync(VirtIOMEM *vmem, uint64_t offset, uint64_t size);
  */
 bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
                                     Error **errp);
+
+/**
+ * virtio_mem_memslots_usable_refused: report that the usable region stays
+ * smaller than it should be
+ *
+ * That can happen at a reset, or when the driver unplugs all, after a state
+ * could not be loaded: nothing is usable then. The next of these tries again.
+ *
+ * @vmem: the device
+ * @err: why; is freed
+ */
+void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err);
 
 /**
  * virtio_mem_memslots_load: map the memslots that a loaded state asks for

@@ -8,6 +8,7 @@
 #include "qemu/atomic.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
+#include "standard-headers/linux/vhost_types.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "vhost-user-backend.h"
 #include <glib-unix.h>
@@ -20,6 +21,9 @@
 #define WAIT_TIMEOUT_US (60 * G_TIME_SPAN_SECOND)
 
 #define BLOCK_DEVICE_SECTORS (64 * MiB / 512)
+
+/* libvhost-user has no name for it. */
+#define VHOST_USER_IOTLB_MSG 22
 
 /* Each bit of the log is for that much of guest-physical memory. */
 #define LOG_PAGE_SIZE (4 * KiB)
@@ -66,6 +70,13 @@ struct QVhostUserBackend {
     uint64_t log_size;
     uint64_t log_allocated;
 
+    /* It is behind an IOMMU, and has been told of these: vhost_iotlb_msg */
+    bool iommu;
+    GArray *iotlb;
+    int req_fd;
+
+    /* How many single regions are taken before others are refused */
+    unsigned int nr_taken_regions;
     unsigned int nr_messages[VHOST_USER_MAX];
     char *error;
 
@@ -141,6 +152,11 @@ static void disconnect(QVhostUserBackend *backend)
     backend->started = 0;
     drop_log(backend);
     g_array_set_size(backend->regions, 0);
+    g_array_set_size(backend->iotlb, 0);
+    if (backend->req_fd >= 0) {
+        close(backend->req_fd);
+        backend->req_fd = -1;
+    }
 }
 
 static GSource *watch(QVhostUserBackend *backend, int fd, GUnixFDSourceFunc fn)
@@ -369,10 +385,11 @@ static void reply_config(QVhostUserBackend *backend, Request *req)
     reply(backend, req, VHOST_USER_CONFIG_HDR_SIZE + config.size);
 }
 
-static uint64_t features(void)
+static uint64_t features(QVhostUserBackend *backend)
 {
     return 1ull << VIRTIO_F_VERSION_1 | 1ull << VHOST_F_LOG_ALL |
-           1ull << VHOST_USER_F_PROTOCOL_FEATURES;
+           1ull << VHOST_USER_F_PROTOCOL_FEATURES |
+           (uint64_t)backend->iommu << VIRTIO_F_ACCESS_PLATFORM;
 }
 
 static uint64_t protocol_features(QVhostUserBackend *backend)
@@ -380,6 +397,7 @@ static uint64_t protocol_features(QVhostUserBackend *backend)
     return 1ull << VHOST_USER_PROTOCOL_F_LOG_SHMFD |
            1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK |
            1ull << VHOST_USER_PROTOCOL_F_CONFIG |
+           (uint64_t)backend->iommu << VHOST_USER_PROTOCOL_F_BACKEND_REQ |
            (uint64_t)backend->configurable <<
            VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 }
@@ -389,7 +407,7 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
 {
     switch (req->msg.request) {
     case VHOST_USER_GET_FEATURES:
-        reply_u64(backend, req, features());
+        reply_u64(backend, req, features(backend));
         return true;
     case VHOST_USER_GET_PROTOCOL_FEATURES:
         reply_u64(backend, req, protocol_features(backend));
@@ -406,6 +424,7 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
     case VHOST_USER_GET_VRING_BASE:
         backend->started &= ~(1ull << req->msg.payload.state.index);
         req->msg.payload.state.num = 0;
+        g_array_set_size(backend->iotlb, 0);
         reply(backend, req, sizeof(req->msg.payload.state));
         return true;
     case VHOST_USER_SET_LOG_BASE:
@@ -415,6 +434,24 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
     default:
         return false;
     }
+}
+
+/* What it is told of is what it is asked for by QEMU itself. */
+static bool handle_iotlb(QVhostUserBackend *backend, const Request *req)
+{
+    struct vhost_iotlb_msg msg;
+
+    memcpy(&msg, &req->msg.payload, sizeof(msg));
+    if (req->msg.size != sizeof(msg) || !backend->iommu ||
+        (msg.type != VHOST_IOTLB_UPDATE &&
+         msg.type != VHOST_IOTLB_INVALIDATE)) {
+        set_error(backend, "bad message for the IOTLB");
+        return false;
+    }
+    if (msg.type == VHOST_IOTLB_UPDATE) {
+        g_array_append_val(backend->iotlb, msg);
+    }
+    return true;
 }
 
 /* Returns whether all is well. */
@@ -430,8 +467,14 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
             set_error(backend, "region with %u files", req->nr_fds);
             return false;
         }
-        return may_change_single_regions(backend) &&
-               add_region(backend, &region, req->fds[0]);
+        if (!may_change_single_regions(backend) ||
+            !backend->nr_taken_regions) {
+            return false;
+        }
+        if (backend->nr_taken_regions != UINT_MAX) {
+            backend->nr_taken_regions--;
+        }
+        return add_region(backend, &region, req->fds[0]);
     case VHOST_USER_REM_MEM_REG:
         return may_change_single_regions(backend) &&
                remove_region(backend, &region);
@@ -447,8 +490,19 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
         backend->started |= 1ull << (req->msg.payload.u64 &
                                      VHOST_USER_VRING_IDX_MASK);
         return true;
+    case VHOST_USER_IOTLB_MSG:
+        return handle_iotlb(backend, req);
     case VHOST_USER_SET_FEATURES:
         backend->features = req->msg.payload.u64;
+        return true;
+    case VHOST_USER_SET_BACKEND_REQ_FD:
+        if (req->nr_fds != 1 || backend->req_fd >= 0) {
+            set_error(backend, "a channel of its own with %u files",
+                      req->nr_fds);
+            return false;
+        }
+        /* Nothing is asked for, but it has to stay. */
+        backend->req_fd = dup(req->fds[0]);
         return true;
     case VHOST_USER_SET_OWNER:
     case VHOST_USER_RESET_OWNER:
@@ -668,12 +722,15 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
     backend->configurable = max_regions != QVHOST_USER_BASELINE;
     backend->max_regions = backend->configurable ?
                            max_regions : VHOST_MEMORY_BASELINE_NREGIONS;
+    backend->nr_taken_regions = UINT_MAX;
     backend->listen_fd = -1;
     backend->conn_fd = -1;
     backend->until_fault = -1;
     backend->fault_again = -1;
+    backend->req_fd = -1;
     backend->regions = g_array_new(false, false, sizeof(Region));
     g_array_set_clear_func(backend->regions, unmap_region);
+    backend->iotlb = g_array_new(false, false, sizeof(struct vhost_iotlb_msg));
     g_mutex_init(&backend->lock);
     g_cond_init(&backend->cond);
 
@@ -711,6 +768,7 @@ void qvhost_user_backend_free(QVhostUserBackend *backend)
     g_cond_clear(&backend->cond);
     g_mutex_clear(&backend->lock);
     g_array_unref(backend->regions);
+    g_array_unref(backend->iotlb);
     g_free(backend->error);
     g_free(backend->path);
     g_free(backend);
@@ -823,6 +881,51 @@ bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr)
     /* The frontend reads and clears it meanwhile. */
     qatomic_or(&backend->log[page / 8], 1 << (page % 8));
     return true;
+}
+
+void qvhost_user_backend_set_iommu(QVhostUserBackend *backend)
+{
+    LOCK_GUARD(backend);
+
+    backend->iommu = true;
+}
+
+uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
+                                       uint64_t iova)
+{
+    LOCK_GUARD(backend);
+    unsigned int i, j;
+
+    for (i = 0; i < backend->iotlb->len; i++) {
+        const struct vhost_iotlb_msg *msg =
+            &g_array_index(backend->iotlb, struct vhost_iotlb_msg, i);
+        const uint64_t uaddr = msg->uaddr + (iova - msg->iova);
+
+        if (iova < msg->iova || iova - msg->iova >= msg->size) {
+            continue;
+        }
+        for (j = 0; j < backend->regions->len; j++) {
+            const VhostUserMemoryRegion *region =
+                &get_region(backend, j)->region;
+
+            if (msg->uaddr >= region->userspace_addr &&
+                msg->uaddr + msg->size <= region->userspace_addr +
+                                          region->memory_size) {
+                return region->guest_phys_addr + uaddr - region->userspace_addr;
+            }
+        }
+        set_error(backend, "entry of the IOTLB for 0x%" PRIx64 " leads out of"
+                  " all regions", iova);
+    }
+    return UINT64_MAX;
+}
+
+void qvhost_user_backend_take_regions(QVhostUserBackend *backend,
+                                      unsigned int count)
+{
+    LOCK_GUARD(backend);
+
+    backend->nr_taken_regions = count;
 }
 
 unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,

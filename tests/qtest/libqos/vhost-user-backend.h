@@ -208,6 +208,39 @@ uint64_t qvhost_user_backend_log_allocated(QVhostUserBackend *backend);
 bool qvhost_user_backend_log(QVhostUserBackend *backend, uint64_t addr);
 
 /**
+ * qvhost_user_backend_set_iommu:
+ *
+ * Have the backend be behind an IOMMU: the device needs iommu_platform=on. To
+ * be called before a frontend connects.
+ */
+void qvhost_user_backend_set_iommu(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_translate:
+ * @backend: the backend
+ * @iova: an address as the device sees it
+ *
+ * Look up what the frontend told of the IOMMU, all of which has to lead to
+ * memory regions. The backend itself asks for nothing.
+ *
+ * Returns: the guest-physical address, or UINT64_MAX if it is not known.
+ */
+uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
+                                       uint64_t iova);
+
+/**
+ * qvhost_user_backend_take_regions:
+ * @backend: the backend
+ * @count: how many regions to take from now on before more are refused, or
+ *     UINT_MAX: none is refused, as in the beginning
+ *
+ * Refuse single regions (VHOST_USER_ADD_MEM_REG), as a backend does that has
+ * no memory for them.
+ */
+void qvhost_user_backend_take_regions(QVhostUserBackend *backend,
+                                      unsigned int count);
+
+/**
  * qvhost_user_backend_nr_messages:
  * @backend: the backend
  * @request: VHOST_USER_*, or VHOST_USER_NONE for messages of all types

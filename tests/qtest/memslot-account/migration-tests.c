@@ -303,10 +303,79 @@ static void test_migration_log_mixed(const TestCase *test)
     }
 }
 
+/* Memory that may be read, and is mapped because of that, when it is late */
+static void test_migration_log_grows(const TestCase *test)
+{
+    MemConfig config = multiple(true, 16 * GiB);
+    TestVM *vm = vm_new_default(test, 64 * GiB), *target;
+    g_autofree char *socket = vm_file(vm, "migration");
+    g_autofree char *uri = g_strdup_printf("unix:%s", socket);
+    const uint64_t step = 64 * KiB, unplugged = 8 * GiB;
+    uint64_t log_size, i;
+    Backend *backends[2];
+    Mem *mem;
+
+    config.inaccessible = false;
+    config.requested_size = 1 * GiB;
+    mem = vm_add_mem(vm, &config);
+    backends[0] = vm_add_started_backend(vm, 509);
+    backends[1] = vm_add_started_backend(vm, 8);
+    vm_start(vm);
+    assert_ack(plug(vm, mem, 0, 4 * MiB));
+    for (i = 0; i < 4 * MiB; i += step) {
+        qtest_memset(vm->qts, mem->addr + i, 1, step);
+    }
+
+    target = migration_target(test, vm, uri);
+    start_migration(vm, uri, true);
+    while (migration_sent(vm) < 32 * KiB) {
+        g_usleep(1000);
+    }
+    log_size = log_size_of(backends, ARRAY_SIZE(backends));
+    for (i = 0; i < ARRAY_SIZE(backends); i++) {
+        backend_forget(backends[i]);
+    }
+    g_assert_false(can_reach(backends[0], mem, unplugged));
+    g_assert_cmpuint(mem_used(mem), ==, 2);
+    g_assert_true(request_size(vm, mem, 16 * GiB));
+    g_assert_cmpuint(mem_used(mem), ==, 16);
+    g_assert_true(can_reach(backends[0], mem, unplugged));
+
+    /* The log has room for it, as ever, and that is not sent. */
+    g_assert_cmpuint(log_size_of(backends, ARRAY_SIZE(backends)), ==,
+                     log_size);
+    for (i = 0; i < ARRAY_SIZE(backends); i++) {
+        backend_write(backends[i], mem->addr + i * PAGE);
+        g_assert_true(qvhost_user_backend_log(backends[i]->vu,
+                                              mem->addr + i * PAGE));
+        backend_write(backends[i], mem->addr + unplugged + i * PAGE);
+        g_assert_true(qvhost_user_backend_log(backends[i]->vu, mem->addr +
+                                              unplugged + i * PAGE));
+    }
+    assert_busy(qvirtio_mem_plug(&mem->pci->mem, mem->addr + unplugged, 1));
+
+    qmp_succeeds(vm, "{ 'execute': 'migrate-set-parameters', 'arguments':"
+                 " { 'max-bandwidth': 0 } }");
+    wait_migration(vm, "completed");
+    wait_migration(target, "completed");
+    model_migrated(target, vm);
+    vm_check(target);
+    for (i = 0; i < ARRAY_SIZE(backends); i++) {
+        assert_content(target, mem->addr + i * PAGE, 2);
+        assert_content(target, mem->addr + unplugged + i * PAGE, 0);
+    }
+    assert_content(target, mem->addr + 4 * MiB - PAGE, 1);
+
+    unlink(socket);
+    vm_stop(target);
+    vm_stop(vm);
+}
+
 static const TestGroup groups[] = {
     { "migration", test_migration },
     { "migration-log", test_migration_log },
     { "migration-log-mixed", test_migration_log_mixed },
+    { "migration-log-grows", test_migration_log_grows },
 };
 
 void add_migration_tests(bool kvm)

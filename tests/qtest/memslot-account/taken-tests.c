@@ -8,9 +8,31 @@
 
 #include "qemu/osdep.h"
 #include "framework.h"
+#include "qobject/qdict.h"
 
 #define TAKEN_HINT "'info memslots' shows who holds how many; PCI devices" \
                    " with many BARs may have taken what is missing.\n"
+
+#define MINUTE_NS 60000000000ll
+
+/* Warned of and told with an event */
+static void check_event(TestVM *vm, const Mem *mem, const char *refuser,
+                        const char *backend, const char *reason,
+                        unsigned int left_out)
+{
+    QDict *event = qtest_qmp_eventwait_ref(vm->qts,
+                                           "MEMORY_DEVICE_REQUEST_REFUSED");
+    const QDict *data = qdict_get_qdict(event, "data");
+    g_autofree char *path = g_strdup_printf("/machine/peripheral/%s", mem->id);
+
+    g_assert_cmpstr(qdict_get_str(data, "id"), ==, mem->id);
+    g_assert_cmpstr(qdict_get_str(data, "qom-path"), ==, path);
+    g_assert_cmpstr(qdict_get_str(data, "refuser"), ==, refuser);
+    g_assert_cmpstr(qdict_get_try_str(data, "backend"), ==, backend);
+    g_assert_cmpstr(qdict_get_str(data, "reason"), ==, reason);
+    g_assert_cmpint(qdict_get_int(data, "left-out"), ==, left_out);
+    qobject_unref(event);
+}
 
 /* A promise does not keep those away that do not ask. */
 static void test_taken(const TestCase *test)
@@ -18,7 +40,8 @@ static void test_taken(const TestCase *test)
     TestVM *vm = vm_new_default(test, 64 * GiB);
     const MemConfig config = multiple(true, 32 * GiB);
     const char *warning = "warning: virtio-mem device 'mem0': memory cannot be"
-                          " plugged now:";
+                          " plugged now: ";
+    g_autofree char *reason = NULL;
     g_autofree char *why = NULL;
     unsigned int taken, nr_messages;
     Backend *backend;
@@ -36,20 +59,20 @@ static void test_taken(const TestCase *test)
     set_testdev_count(vm, true, taken);
     nr_messages = vm_nr_messages(vm);
     assert_busy(plug(vm, mem, 2 * GiB, 3 * GiB));
+    reason = g_strdup_printf("vhost backend '%s' can hold 509 memslots, of"
+                             " which 507 are used, but 3 more are needed",
+                             backend->id);
+    check_event(vm, mem, "vhost", backend->id, reason, 0);
     assert_busy(plug(vm, mem, 2 * GiB, 3 * GiB));
     assert_busy(plug(vm, mem, 2 * GiB, 30 * GiB));
     g_assert_cmpuint(vm_nr_messages(vm), ==, nr_messages);
-    why = g_strdup_printf("%s vhost backend '%s' can hold 509 memslots, of"
-                          " which 507 are used, but 3 more are needed\n"
-                          TAKEN_HINT, warning, backend->id);
+    why = g_strdup_printf("%s%s\n" TAKEN_HINT, warning, reason);
     g_assert_cmpuint(vm_nr_warnings(vm, why), ==, 1);
-    g_assert_cmpuint(vm_nr_warnings(vm, warning), ==, 1);
 
     /* Less will do, and so will memslots that are mapped already. */
     assert_ack(plug(vm, mem, 1 * GiB + 2 * MiB, 1 * GiB - 2 * MiB));
     assert_ack(plug(vm, mem, 2 * GiB, 2 * GiB));
     assert_busy(plug(vm, mem, 4 * GiB, 2 * MiB));
-    g_assert_cmpuint(vm_nr_warnings(vm, warning), ==, 2);
     assert_ack(unplug(vm, mem, 0, 1 * GiB));
     assert_ack(plug(vm, mem, 4 * GiB, 2 * MiB));
 
@@ -57,6 +80,148 @@ static void test_taken(const TestCase *test)
     assert_ack(plug(vm, mem, 5 * GiB, 27 * GiB));
     set_testdev_count(vm, true, 10);
     unplug_all(vm, mem);
+    vm_stop(vm);
+}
+
+/* However often a guest is refused, that is reported once in a minute. */
+static void test_report_rate(const TestCase *test)
+{
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    const MemConfig config = multiple(true, 8 * GiB);
+    const char *warnings[] = { "'mem0': memory cannot be plugged now",
+                               "'mem1': memory cannot be plugged now" };
+    const char *counted = "'mem0': memory cannot be plugged now (nor 22 times"
+                          " since the last warning): vhost backend '";
+    g_autofree char *reason = NULL;
+    Backend *backend;
+    unsigned int i;
+    Mem *mem[2];
+
+    if (test->kvm) {
+        g_test_skip("only qtest's clock can be set");
+        vm_stop(vm);
+        return;
+    }
+    mem[0] = vm_add_mem(vm, &config);
+    mem[1] = vm_add_mem(vm, &config);
+    backend = vm_add_started_backend(vm, 509);
+    request_size(vm, mem[0], 8 * GiB);
+    request_size(vm, mem[1], 8 * GiB);
+
+    /* One is free: a request for two and one for one in turn */
+    set_testdev_count(vm, true, 509 - vm->base_shared - 1);
+    reason = g_strdup_printf("vhost backend '%s' can hold 509 memslots, of"
+                             " which 508 are used, but 2 more are needed",
+                             backend->id);
+    for (i = 0; i < 20; i++) {
+        assert_busy(plug(vm, mem[0], 1 * GiB, 2 * GiB));
+        assert_ack(plug(vm, mem[0], 0, 1 * GiB));
+        assert_ack(unplug(vm, mem[0], 0, 1 * GiB));
+    }
+    check_event(vm, mem[0], "vhost", backend->id, reason, 0);
+    g_assert_cmpuint(vm_nr_warnings(vm, warnings[0]), ==, 1);
+
+    /* Each device has its own. */
+    assert_busy(plug(vm, mem[1], 0, 2 * GiB));
+    check_event(vm, mem[1], "vhost", backend->id, reason, 0);
+    g_assert_cmpuint(vm_nr_warnings(vm, warnings[1]), ==, 1);
+
+    qtest_clock_step(vm->qts, MINUTE_NS - 1);
+    for (i = 0; i < 3; i++) {
+        assert_busy(plug(vm, mem[0], 1 * GiB, 2 * GiB));
+    }
+    g_assert_cmpuint(vm_nr_warnings(vm, warnings[0]), ==, 1);
+    qtest_clock_step(vm->qts, 1);
+    assert_busy(plug(vm, mem[0], 1 * GiB, 2 * GiB));
+    check_event(vm, mem[0], "vhost", backend->id, reason, 22);
+    g_assert_cmpuint(vm_nr_warnings(vm, counted), ==, 1);
+    qtest_clock_step(vm->qts, MINUTE_NS);
+    assert_busy(plug(vm, mem[0], 1 * GiB, 2 * GiB));
+    check_event(vm, mem[0], "vhost", backend->id, reason, 0);
+    g_assert_cmpuint(vm_nr_warnings(vm, warnings[0]), ==, 3);
+    g_assert_cmpuint(vm_nr_warnings(vm, warnings[1]), ==, 1);
+    vm_stop(vm);
+}
+
+/* One gets what it refused, or did not get to see; then messages differ. */
+static void refused_check(TestVM *vm, Backend *backends[], unsigned int count)
+{
+    unsigned int i;
+
+    for (i = 0; i < count; i++) {
+        backend_forget(backends[i]);
+    }
+    vm_check(vm);
+}
+
+/* A backend that is asked can still refuse: nothing changes then. */
+static void test_backend_refuses(const TestCase *test)
+{
+    TestVM *vm = vm_new_default(test, 64 * GiB);
+    MemConfig config = multiple(true, 8 * GiB);
+    const char *warning = "memory cannot be plugged now";
+    g_autofree char *reason = NULL;
+    g_autofree char *path = NULL;
+    g_autofree char *error = NULL;
+    g_autofree char *expected = NULL;
+    Backend *backends[3];
+    unsigned int i;
+    Mem *mem[2];
+
+    mem[0] = vm_add_mem(vm, &config);
+    config.inaccessible = false;
+    config.requested_size = 1 * GiB;
+    mem[1] = vm_add_mem(vm, &config);
+    for (i = 0; i < ARRAY_SIZE(backends); i++) {
+        backends[i] = vm_add_started_backend(vm, i == 2 ? 8 : 509);
+    }
+    vm_start(vm);
+    request_size(vm, mem[0], 8 * GiB);
+    assert_ack(plug(vm, mem[0], 0, 1 * GiB));
+    reason = g_strdup_printf("vhost backend '%s' refused memory: Input/output"
+                             " error", backends[1]->id);
+
+    /* The first of three, the last of them, or the only one */
+    for (i = 0; i < 3; i++) {
+        const uint64_t size = i == 2 ? 1 * GiB : 3 * GiB;
+
+        qvhost_user_backend_take_regions(backends[1]->vu, i == 1 ? 2 : 0);
+        assert_busy(qvirtio_mem_plug(&mem[0]->pci->mem,
+                                     mem[0]->addr + 2 * GiB,
+                                     size / mem[0]->block_size));
+        if (!i) {
+            check_event(vm, mem[0], "vhost", backends[1]->id, reason, 0);
+        }
+        refused_check(vm, backends, ARRAY_SIZE(backends));
+        g_assert_false(can_reach(backends[0], mem[0], 2 * GiB));
+        /* Memory that is mapped is nobody's business. */
+        assert_ack(unplug(vm, mem[0], 0, 2 * MiB));
+        assert_ack(plug(vm, mem[0], 0, 2 * MiB));
+    }
+    g_assert_cmpuint(vm_nr_warnings(vm, warning), >=, 1);
+    g_assert_cmpuint(vm_nr_warnings(vm, reason), ==,
+                     vm_nr_warnings(vm, warning));
+    g_assert_cmpuint(vm_nr_warnings(vm, "The backend may have told more, in a"
+                                    " log of its own.\n"), ==,
+                     vm_nr_warnings(vm, warning));
+    g_assert_cmpuint(vm_nr_warnings(vm, "set_mem_table"), ==, 0);
+
+    /* With memory that may be read, a larger requested size is refused. */
+    path = g_strdup_printf("/machine/peripheral/%s", mem[1]->id);
+    error = try_qmp(vm, "{ 'execute': 'qom-set', 'arguments': { 'path': %s,"
+                    " 'property': 'requested-size', 'value': %" PRIu64 " } }",
+                    path, 8 * GiB);
+    expected = g_strdup_printf("'requested-size' cannot be set to 0x200000000"
+                               " now: %s", reason);
+    g_assert_cmpstr(error, ==, expected);
+    refused_check(vm, backends, ARRAY_SIZE(backends));
+
+    qvhost_user_backend_take_regions(backends[1]->vu, UINT_MAX);
+    request_size(vm, mem[1], 8 * GiB);
+    assert_ack(plug(vm, mem[0], 2 * GiB, 3 * GiB));
+    assert_ack(plug(vm, mem[1], 2 * GiB, 3 * GiB));
+    unplug_all(vm, mem[0]);
+    unplug_all(vm, mem[1]);
     vm_stop(vm);
 }
 
@@ -232,6 +397,8 @@ static void test_testdev(const TestCase *test)
 
 static const TestGroup groups[] = {
     { "taken", test_taken, .cold = true },
+    { "report-rate", test_report_rate },
+    { "backend-refuses", test_backend_refuses, .cold = true },
     { "taken-whole-devices", test_taken_whole_devices, .cold = true },
     { "taken-accessible", test_taken_accessible, .cold = true },
     { "too-many-regions", test_too_many_regions },

@@ -7,9 +7,12 @@
 
 #include "qemu/osdep.h"
 #include "framework.h"
+#include "standard-headers/linux/virtio_pci.h"
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+
+#define PAGE (4 * KiB)
 
 /* ---- The backend, talked to without QEMU in between ---- */
 
@@ -279,9 +282,141 @@ static void test_restart_refused(const TestCase *test)
     vm_stop(vm);
 }
 
+/* ---- Behind an IOMMU, whose pages are larger than memslots ---- */
+
+/* See the specification of VT-d. */
+#define VTD_BASE 0xfed90000
+#define VTD_GCMD (VTD_BASE + 0x18)
+#define VTD_GCMD_TRANSLATE (1u << 31)
+#define VTD_GCMD_SET_ROOT (1u << 30)
+#define VTD_ROOT_TABLE (VTD_BASE + 0x20)
+#define VTD_PRESENT 1
+#define VTD_READ_WRITE 3
+#define VTD_LARGE_PAGE (1 << 7)
+#define VTD_FOUR_LEVELS 2
+
+/* Addresses are the same behind it as before, in pages of 1 GiB. */
+static void start_iommu(QTestState *qts, QGuestAllocator *alloc,
+                        unsigned int devfn)
+{
+    const uint64_t tables = guest_alloc(alloc, 4 * PAGE);
+    const uint64_t contexts = tables + PAGE, level4 = tables + 2 * PAGE;
+    const uint64_t level3 = tables + 3 * PAGE;
+    uint64_t i;
+
+    g_assert_cmphex(tables % PAGE, ==, 0);
+    qtest_memset(qts, tables, 0, 4 * PAGE);
+    qtest_writeq(qts, tables, contexts | VTD_PRESENT);
+    qtest_writeq(qts, contexts + 16 * devfn, level4 | VTD_PRESENT);
+    qtest_writeq(qts, contexts + 16 * devfn + 8, 1 << 8 | VTD_FOUR_LEVELS);
+    qtest_writeq(qts, level4, level3 | VTD_READ_WRITE);
+    for (i = 0; i < 16; i++) {
+        qtest_writeq(qts, level3 + 8 * i,
+                     i * GiB | VTD_LARGE_PAGE | VTD_READ_WRITE);
+    }
+    qtest_writeq(qts, VTD_ROOT_TABLE, tables);
+    qtest_writel(qts, VTD_GCMD, VTD_GCMD_SET_ROOT);
+    qtest_writel(qts, VTD_GCMD, VTD_GCMD_TRANSLATE);
+}
+
+static void write_common(QVirtioPCIDevice *dev, unsigned int offset,
+                         uint32_t value)
+{
+    qpci_io_writel(dev->pdev, dev->bar, dev->common_cfg_offset + offset, value);
+}
+
+/* Has its driver put the used ring, which QEMU translates, anywhere. */
+static void start_with_used_ring(QOSState *qs, unsigned int slot,
+                                 QVhostUserBackend *backend, uint64_t used)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(slot, 0) };
+    const unsigned int count =
+        qvhost_user_backend_nr_messages(backend, VHOST_USER_SET_VRING_ENABLE);
+    QVirtioPCIDevice *dev = virtio_pci_new(qs->pcibus, &addr);
+    QVirtioDevice *vdev = &dev->vdev;
+    QVirtQueue *vq;
+
+    qvirtio_pci_device_enable(dev);
+    qvirtio_start_device(vdev);
+    qvirtio_set_features(vdev, 1ull << VIRTIO_F_VERSION_1 |
+                               1ull << VIRTIO_F_ACCESS_PLATFORM);
+    vq = qvirtqueue_setup(vdev, &qs->alloc, 0);
+    write_common(dev, offsetof(struct virtio_pci_common_cfg, queue_used_lo),
+                 used);
+    write_common(dev, offsetof(struct virtio_pci_common_cfg, queue_used_hi),
+                 used >> 32);
+    qpci_io_writew(dev->pdev, dev->bar, dev->common_cfg_offset +
+                   offsetof(struct virtio_pci_common_cfg, queue_enable), 1);
+    qvirtio_set_driver_ok(vdev);
+    qvhost_user_backend_wait(backend, VHOST_USER_SET_VRING_ENABLE, count + 1);
+
+    g_assert_cmphex(qvhost_user_backend_translate(backend, used), ==, used);
+    qvirtio_reset(vdev);
+    qvirtqueue_cleanup(vdev->bus, vq, &qs->alloc);
+    qvirtio_pci_destructor(&dev->obj);
+    g_free(dev);
+}
+
+/* An address is found wherever it is in a page, and what else is mapped. */
+static void test_iommu(const TestCase *test)
+{
+    g_autofree char *dir = g_dir_make_tmp("memslot-account-test.XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "backend", NULL);
+    QVhostUserBackend *backend = qvhost_user_backend_new(path, 509);
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
+    struct virtio_mem_config config;
+    QVirtioMEMPCI *mem;
+    QOSState *qs;
+    unsigned int i;
+    static const uint64_t offsets[] = {
+        512 * MiB, 0, 640 * MiB, 1 * GiB - 2 * MiB, 3 * GiB + 256 * MiB,
+    };
+
+    if (test->kvm) {
+        g_test_skip("it is the same without");
+        qvhost_user_backend_free(backend);
+        g_assert_cmpint(rmdir(dir), ==, 0);
+        return;
+    }
+    qvhost_user_backend_set_iommu(backend);
+    qs = qtest_pc_boot("-nodefaults -machine q35,memory-backend=boot0"
+                       " -m 128M,maxmem=8G -device intel-iommu"
+                       " -object memory-backend-memfd,id=boot0,size=128M"
+                       " -object memory-backend-memfd,id=mem0,size=4G"
+                       " -device virtio-mem-pci,id=vm0,memdev=mem0,addr=4.0,"
+                       "requested-size=4G,multiple-memslots=on,"
+                       "memslot-min-size=128M"
+                       " -chardev socket,id=chr0,path=%s"
+                       " -device vhost-user-blk-pci,chardev=chr0,addr=5.0,"
+                       "iommu_platform=on,disable-legacy=on", path);
+    start_iommu(qs->qts, &qs->alloc, QPCI_DEVFN(5, 0));
+    mem = qvirtio_mem_pci_new(qs->pcibus, &addr, &qs->alloc);
+    qvirtio_mem_pci_start(mem);
+    qvirtio_mem_read_config(&mem->mem, &config);
+    g_assert_cmphex(config.addr % GiB, ==, 0);
+
+    for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+        const uint64_t used = config.addr + offsets[i];
+        g_autofree char *error = NULL;
+
+        g_assert_cmpint(qvirtio_mem_plug(&mem->mem, used, 1), ==,
+                        VIRTIO_MEM_RESP_ACK);
+        start_with_used_ring(qs, 5, backend, used);
+        start_with_used_ring(qs, 5, backend, used + MiB);
+        error = qvhost_user_backend_error(backend);
+        g_assert_cmpstr(error, ==, NULL);
+    }
+
+    qvirtio_mem_pci_free(mem);
+    qtest_shutdown(qs);
+    qvhost_user_backend_free(backend);
+    g_assert_cmpint(rmdir(dir), ==, 0);
+}
+
 static const TestGroup groups[] = {
     { "restart", test_restart, .cold = true },
     { "restart-refused", test_restart_refused },
+    { "iommu", test_iommu },
 };
 
 void add_vhost_user_tests(bool kvm)

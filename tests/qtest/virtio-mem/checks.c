@@ -433,6 +433,20 @@ uint64_t query_memslots(TestVM *vm, const char *what)
     return value;
 }
 
+void assert_refused_event(TestVM *vm, unsigned int i, const char *refuser)
+{
+    QDict *event = qtest_qmp_eventwait_ref(vm->qts,
+                                           "MEMORY_DEVICE_REQUEST_REFUSED");
+    const QDict *data = qdict_get_qdict(event, "data");
+
+    g_assert_cmpstr(qdict_get_str(data, "qom-path"), ==,
+                    vm->devices[i].qom_path);
+    g_assert_cmpstr(qdict_get_str(data, "refuser"), ==, refuser);
+    g_assert_false(qdict_haskey(data, "backend"));
+    g_assert_cmpint(qdict_get_int(data, "left-out"), ==, 0);
+    qobject_unref(event);
+}
+
 void assert_no_region_of_device(TestVM *vm)
 {
     g_autofree char *text = hmp(vm, "info mtree");

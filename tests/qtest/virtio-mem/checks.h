@@ -23,6 +23,9 @@ void check_regions(TestVM *vm);
 /* Forget about the changes so far, but for the address spaces of KVM. */
 void vm_skip_changes(TestVM *vm);
 
+/* The first event that tells of a refused request of the i-th device */
+void assert_refused_event(TestVM *vm, unsigned int i, const char *refuser);
+
 /* There is no device, nor anything left of one. */
 void assert_no_region_of_device(TestVM *vm);
 

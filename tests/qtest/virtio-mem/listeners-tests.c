@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "checks.h"
+#include "failures.h"
 #include "listeners.h"
 #include "steps.h"
 #include "tests.h"
@@ -25,6 +26,10 @@ static void check_listeners_told(const TestCase *test, const char *testdev)
     /* Refused by the first listener, or after the first one has agreed */
     limit_listeners(vm, model_plugged_size(model));
     plug_refused(vm, addr + 2 * GiB, 1);
+    assert_refused_event(vm, 0, "dma");
+    expect_stderr(vm, "memory cannot be plugged now: a device that does DMA,"
+                  " such as one of VFIO, cannot map it: No space left on"
+                  " device");
     plug_refused(vm, addr, 1);
     limit_listeners(vm, model_plugged_size(model) + block);
     plug_refused(vm, addr + 2 * GiB - block, 2);

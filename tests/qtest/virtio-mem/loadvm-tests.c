@@ -70,6 +70,45 @@ static void recover_from_loadvm(TestVM *vm, const Model *saved,
     check_listeners(vm);
 }
 
+/*
+ * After such a failure, the usable region has to grow, which can fail as well:
+ * then the guest finds nothing usable, and what was requested still is.
+ */
+static void check_reset_refused(TestVM *vm)
+{
+    const char *warning = "warning: virtio-mem device 'vm0': the usable region"
+                          " cannot grow now: KVM cannot map more memory: Cannot"
+                          " allocate memory\n";
+    Model *model = vm_model(vm, 0);
+    struct virtio_mem_config config;
+    g_autofree char *text = NULL;
+    int i;
+
+    g_assert_cmpint(truncate(vm->stderr_path, 0), ==, 0);
+    for (i = 0; i < 3; i++) {
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'system_reset' }");
+        qtest_qmp_eventwait(vm->qts, "RESET");
+        qvirtio_mem_pci_start(vm->devices[0].pci);
+        qvirtio_mem_read_config(vm_mem(vm, 0), &config);
+        g_assert_cmphex(config.usable_region_size, ==, 0);
+        g_assert_cmphex(config.requested_size, !=, 0);
+        g_assert_cmphex(config.plugged_size, ==, 0);
+        model_set_plugged(model, model->addr,
+                          model->region_size / model->block_size, false);
+        model->usable_size = 0;
+        check_regions(vm);
+        g_assert_cmpint(qvirtio_mem_unplug_all(vm_mem(vm, 0)), ==,
+                        VIRTIO_MEM_RESP_ACK);
+    }
+
+    /* It is said once. */
+    g_assert_true(g_file_get_contents(vm->stderr_path, &text, NULL, NULL));
+    g_assert_true(g_str_has_suffix(strstr(text, warning) ?: "",
+                                   "needs memory of its own for each"
+                                   " memslot.\n"));
+    g_assert_null(strstr(strstr(text, warning) + 1, warning));
+}
+
 /* All ways in which loading a snapshot can fail, once the stream is there */
 static void check_loadvm_failures(TestVM *vm, const TestCase *test,
                                   const Model *saved, const HostMemory *mem)
@@ -126,6 +165,20 @@ static void check_loadvm_failures(TestVM *vm, const TestCase *test,
         assert_hmp(vm, "loadvm a", "");
         device_set_model(vm, saved);
     }
+
+    if (test->kvm && model->plan && !model->unplugged_inaccessible) {
+        /* Then the reset, which needs memslots for what may be read */
+        request_size(vm, 0, 1 * GiB);
+        assert_ack(unplug_all(vm, 0));
+        refuse_memslots(vm, true);
+        assert_hmp(vm, "loadvm a", "virtio-mem device 'vm0': memory cannot be"
+                                   " mapped: KVM cannot map more memory");
+        check_reset_refused(vm);
+        refuse_memslots(vm, false);
+        recover_from_loadvm(vm, saved, mem);
+        assert_hmp(vm, "loadvm a", "");
+        device_set_model(vm, saved);
+    }
 }
 
 static void remove_dir_on_abort(void *path)
@@ -160,7 +213,10 @@ static void test_loadvm(const TestCase *test)
     extra_args = g_strdup_printf(TESTDEV " -drive if=none,id=disk,format=qcow2,"
                                  "file=%s", disk);
     g_setenv("KVM_PRELOAD_FAIL", "2", true);
+    /* A reset moves others, which must not be refused. */
+    g_setenv("KVM_PRELOAD_FAIL_ADDR", "0x100000000", true);
     vm = vm_start_with(test, &test->config, 1, extra_args);
+    g_unsetenv("KVM_PRELOAD_FAIL_ADDR");
     g_unsetenv("KVM_PRELOAD_FAIL");
     model = vm_model(vm, 0);
     addr = model->addr;

@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "hw/pci/pci_regs.h"
 #include "qobject/qdict.h"
 #include "checks.h"
 #include "steps.h"
@@ -94,6 +95,61 @@ static void test_one_transaction(const TestCase *test)
     assert_ack(model_unplug_all(model));
     g_assert_cmpuint(vm_check(vm), <=, nb_flatviews);
 
+    vm_stop(vm);
+}
+
+static unsigned int nb_late_discards(TestVM *vm)
+{
+    g_autofree char *text = NULL;
+    unsigned int count = 0;
+    const char *pos;
+
+    g_assert_true(g_file_get_contents(vm->log_path, &text, NULL, NULL));
+    for (pos = text; (pos = strstr(pos, "virtio_mem_discard_unmapped")); pos++) {
+        count++;
+    }
+    return count;
+}
+
+/* What is discarded later is what was unmapped, all in one go. */
+static void test_late_discards(const TestCase *test)
+{
+    TestVM *vm = vm_start_with(test, &test->config, 1,
+                               "-trace virtio_mem_discard_unmapped");
+    Model *model = vm_model(vm, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+    const bool inaccessible = model->unplugged_inaccessible;
+    unsigned int count;
+
+    if (!vm->traced) {
+        g_test_skip("needs trace events in the log");
+        vm_stop(vm);
+        return;
+    }
+
+    request_size(vm, 0, model->region_size);
+    g_assert_cmpuint(nb_late_discards(vm), ==, 0);
+    assert_ack(plug_at(vm, 0, addr, 3 * GiB / block));
+    assert_ack(unplug_at(vm, 0, addr, 1));
+    assert_ack(unplug_at(vm, 0, addr + 1 * GiB + block, 8));
+    g_assert_cmpuint(nb_late_discards(vm), ==, 0);
+
+    /* The rest of one memslot, and two at once */
+    assert_ack(unplug_at(vm, 0, addr + block, 1 * GiB / block - 1));
+    g_assert_cmpuint(nb_late_discards(vm), ==, inaccessible);
+    assert_ack(unplug_all(vm, 0));
+    g_assert_cmpuint(nb_late_discards(vm), ==, 2 * inaccessible);
+
+    /* Nothing is plugged. */
+    assert_ack(unplug_all(vm, 0));
+    system_reset(vm);
+    g_assert_cmpuint(nb_late_discards(vm), ==, 2 * inaccessible);
+
+    /* The usable region takes with it what it covered. */
+    request_size(vm, 0, 0);
+    count = nb_late_discards(vm);
+    assert_ack(unplug_all(vm, 0));
+    g_assert_cmpuint(nb_late_discards(vm), ==, count + !inaccessible);
     vm_stop(vm);
 }
 
@@ -201,6 +257,84 @@ static void test_many_devices(const TestCase *test)
     }
     g_assert_cmpuint(query_memslots(vm, "used"), ==, mapped);
     system_reset(vm);
+    vm_stop(vm);
+}
+
+/* ---- A BAR where the device has memory, or could have it ---- */
+
+#define BAR_SIZE (2 * GiB)
+
+static void place_bar(QPCIDevice *dev, uint64_t addr)
+{
+    qpci_config_writew(dev, PCI_COMMAND, 0);
+    qpci_config_writel(dev, PCI_BASE_ADDRESS_2, addr);
+    qpci_config_writel(dev, PCI_BASE_ADDRESS_3, addr >> 32);
+    qpci_config_writew(dev, PCI_COMMAND, PCI_COMMAND_MEMORY);
+}
+
+static bool bar_is_mapped(TestVM *vm)
+{
+    g_autofree char *text = hmp(vm, "info mtree -f");
+
+    return strstr(text, "): bar\n") || strstr(text, "): bar @") ||
+           strstr(text, "): bar KVM");
+}
+
+/* Memory that is not plugged is nobody else's. */
+static void test_bar(const TestCase *test)
+{
+    const char *args = "-object memory-backend-ram,id=bar,size=2G,reserve=off"
+                       " -device ivshmem-plain,memdev=bar,addr=10.0";
+    const uint64_t value = 0x0123456789abcdef;
+    uint64_t offset, start, unmapped;
+    QPCIDevice *bar;
+    Model *model;
+    TestVM *vm;
+
+    if (!qtest_has_device("ivshmem-plain")) {
+        g_test_skip("needs a device with a large BAR");
+        return;
+    }
+    vm = vm_start_with(test, &test->config, 1, args);
+    model = vm_model(vm, 0);
+    bar = qpci_device_find(vm->qs->pcibus, QPCI_DEVFN(16, 0));
+    g_assert_nonnull(bar);
+    unmapped = qtest_readq(vm->qts, 2 * GiB);
+
+    /* The BAR is one that would be mapped elsewhere. */
+    place_bar(bar, QEMU_ALIGN_UP(model->addr + model->region_size, BAR_SIZE));
+    g_assert_true(bar_is_mapped(vm));
+
+    request_size(vm, 0, model->block_size);
+    for (offset = 0; offset < model->region_size; offset += BAR_SIZE) {
+        start = model->addr + offset;
+        g_assert_cmphex(start % BAR_SIZE, ==, 0);
+        place_bar(bar, start);
+        g_assert_false(bar_is_mapped(vm));
+        vm_check(vm);
+
+        /* Nothing is there, and nothing takes a write. */
+        if (!model_memslot_mapped(model, model_nb_memslots(model) - 1)) {
+            qtest_writeq(vm->qts, start + BAR_SIZE - 8, value);
+            g_assert_cmphex(qtest_readq(vm->qts, start + BAR_SIZE - 8), ==,
+                            unmapped);
+        }
+
+        request_size(vm, 0, offset + model->block_size);
+        assert_ack(plug_at(vm, 0, start, 1));
+        qtest_writeq(vm->qts, start, value);
+        place_bar(bar, model->addr);
+        place_bar(bar, start);
+        g_assert_false(bar_is_mapped(vm));
+        g_assert_cmphex(qtest_readq(vm->qts, start), ==, value);
+        assert_ack(unplug_at(vm, 0, start, 1));
+        g_assert_false(bar_is_mapped(vm));
+    }
+    assert_ack(unplug_all(vm, 0));
+    g_assert_false(bar_is_mapped(vm));
+    vm_check(vm);
+
+    g_free(bar);
     vm_stop(vm);
 }
 
@@ -346,9 +480,11 @@ static const NamedConfig kernel_memory_configs[] = {
 static const TestGroup groups[] = {
     { "two-devices", test_two_devices, basic_configs },
     { "one-transaction", test_one_transaction, multiple_configs },
+    { "late-discards", test_late_discards, multiple_configs },
     { "memaddr", test_memaddr, basic_configs },
     { "requested-at-start", test_requested_at_start, basic_configs },
     { "many-devices", test_many_devices, many_devices_configs },
+    { "bar", test_bar, basic_configs, .needs_pc = true },
     { "kernel-memory", test_kernel_memory, kernel_memory_configs,
       .kvm_only = true, .needs_pc = true },
     { }

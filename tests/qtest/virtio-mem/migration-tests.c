@@ -64,6 +64,46 @@ static void test_busy_while_migrating(const TestCase *test)
     vm_stop(vm);
 }
 
+/* Where nothing is plugged, there is nothing that must not change. */
+static void test_idle_while_migrating(const TestCase *test)
+{
+    TestVM *vm = vm_start(test);
+    Model *model = vm_model(vm, 0);
+    g_autofree char *status = NULL;
+
+    request_size(vm, 0, 2 * GiB);
+    /* Too slow to be over before we are; anything below 10 means no limit. */
+    qtest_qmp_assert_success(vm->qts,
+                             "{ 'execute': 'migrate-set-parameters',"
+                             " 'arguments': { 'max-bandwidth': 1000 } }");
+    qtest_qmp_assert_success(vm->qts,
+                             "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': 'exec:cat >/dev/null' } }");
+    model->busy = BUSY_ALWAYS;
+    wait_for_migration_status(vm, "active");
+    vm_skip_changes(vm);
+
+    assert_busy(plug_at(vm, 0, model->addr, 1));
+    assert_ack(unplug_all(vm, 0));
+    request_size(vm, 0, model->block_size);
+    assert_ack(unplug_all(vm, 0));
+    request_size(vm, 0, 3 * GiB);
+    system_reset(vm);
+    request_size(vm, 0, 0);
+    assert_ack(unplug_all(vm, 0));
+    g_assert_cmphex(model->usable_size, ==, 0);
+
+    status = migration_status(vm);
+    g_assert_cmpstr(status, ==, "active");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_for_migration_status(vm, "cancelled");
+    model->busy = BUSY_NEVER;
+    vm_skip_changes(vm);
+    request_size(vm, 0, 2 * GiB);
+    assert_ack(plug_at(vm, 0, model->addr + 1 * GiB, 1));
+    vm_stop(vm);
+}
+
 static void check_migration(const TestCase *test, bool to_multiple_memslots,
                             const char *requested_before)
 {
@@ -218,6 +258,7 @@ static void test_migration_discard_fails(const TestCase *test)
 
 static const TestGroup groups[] = {
     { "busy-while-migrating", test_busy_while_migrating, basic_configs },
+    { "idle-while-migrating", test_idle_while_migrating, basic_configs },
     { "migration", test_migration, basic_configs,
       .all_machines = true, .late_too = true },
     { "migration-refused", test_migration_refused, basic_configs,

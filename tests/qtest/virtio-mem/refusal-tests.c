@@ -52,6 +52,7 @@ static void test_prealloc_fails(const TestCase *test)
     /* Three memslots, the second of which has plugged blocks or not */
     model->busy = BUSY_PLUG;
     assert_busy(plug_at(vm, 0, addr, 1 * GiB / block));
+    assert_refused_event(vm, 0, "host");
     g_assert_cmphex(allocated_size(mem_path), ==, allocated);
     assert_busy(plug_at(vm, 0, addr + 1 * GiB + 2 * block, 2 * GiB / block));
     g_assert_cmphex(allocated_size(mem_path), ==, allocated);
