@@ -1,0 +1,424 @@
+/*
+ * QTest testcase for vhost devices whose rings, or whose log of dirty pages, lie
+ * in memory that the guest takes away or has elsewhere
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/units.h"
+#include "libqtest.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci-pc.h"
+#include "libqos/vhost-user-backend.h"
+#include "libqos/virtio-mem.h"
+#include "libqos/virtio-pci.h"
+#include "qobject/qdict.h"
+#include "standard-headers/linux/pci_regs.h"
+#include "standard-headers/linux/virtio_config.h"
+#include <sys/resource.h>
+
+#define TIMEOUT_US (60 * G_USEC_PER_SEC)
+#define PAGE (4 * KiB)
+#define RAM_SIZE (128 * MiB)
+
+#define VMEM_SLOT 4
+#define SHMEM_SLOT 5
+#define NET_SLOT 8
+
+/* A virtio-mem device, with a boundary of memslots at that offset */
+#define VMEM_ADDR (4 * GiB)
+#define VMEM_SIZE (4 * GiB)
+#define VMEM_BOUNDARY (1 * GiB)
+#define VMEM_BLOCK (2 * MiB)
+
+/* PCI devices that share memory have a BAR of that size, anywhere. */
+#define SHMEM_SIZE (1 * MiB)
+#define NB_SHMEMS 2
+#define SHMEM_ADDR (3 * GiB)
+#define NOWHERE UINT64_MAX
+
+/* All of a ring of that many entries, a part of which is in the way here. */
+#define RING_ENTRIES 1024
+#define RING_SIZE (32 * KiB)
+#define DESC_SIZE (16 * RING_ENTRIES)
+#define USED_OFFSET (DESC_SIZE + PAGE)
+
+typedef struct TestVM {
+    char *tmpdir;
+    char *stderr_path;
+    QVhostUserBackend *backend;
+    QTestState *qts;
+    QGuestAllocator alloc;
+    QPCIBus *pcibus;
+    QVirtioMEMPCI *mem;
+    QPCIDevice *shmem[NB_SHMEMS];
+    QVirtioPCIDevice *dev;
+    QGuestAllocator ring_alloc;
+    QVirtQueue *vq;
+} TestVM;
+
+/* ---- The VM ---- */
+
+static void G_GNUC_PRINTF(3, 4) vm_start(TestVM *vm, unsigned int max_regions,
+                                         const char *fmt, ...)
+{
+    QPCIAddress mem_addr = { .devfn = QPCI_DEVFN(VMEM_SLOT, 0) };
+    QPCIAddress net_addr = { .devfn = QPCI_DEVFN(NET_SLOT, 0) };
+    g_autofree char *args = NULL;
+    g_autofree char *socket = NULL;
+    va_list ap;
+    unsigned int i;
+
+    va_start(ap, fmt);
+    args = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+
+    vm->tmpdir = g_dir_make_tmp("vhost-memory-test-XXXXXX", NULL);
+    g_assert_nonnull(vm->tmpdir);
+    vm->stderr_path = g_strdup_printf("%s/stderr", vm->tmpdir);
+    socket = g_strdup_printf("%s/backend", vm->tmpdir);
+    vm->backend = qvhost_user_backend_new(socket, max_regions);
+
+    vm->qts = qtest_initf("-M pc,memory-backend=ram -nodefaults "
+        "-m 128M,maxmem=16G "
+        "-object memory-backend-memfd,id=ram,size=128M "
+        "-object memory-backend-memfd,id=vmem,size=4G,reserve=off "
+        "-device virtio-mem-pci,id=vmem0,memdev=vmem,addr=%x.0,memaddr=0x%"
+        PRIx64 ",block-size=2M,requested-size=4G,dynamic-memslots=on,"
+        "unplugged-inaccessible=on "
+        "-object memory-backend-memfd,id=shmem0,size=1M "
+        "-object memory-backend-memfd,id=shmem1,size=1M "
+        "-device ivshmem-plain,memdev=shmem0,master=on,addr=%x.0 "
+        "-device ivshmem-plain,memdev=shmem1,master=on,addr=%x.0 "
+        "-chardev socket,id=chr,path=%s "
+        "-netdev vhost-user,id=net,chardev=chr "
+        "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mac=%s,"
+        "rx_queue_size=%d %s 2>%s",
+        VMEM_SLOT, (uint64_t)VMEM_ADDR, SHMEM_SLOT, SHMEM_SLOT + 1,
+        socket, NET_SLOT, "52:54:00:12:34:56", RING_ENTRIES, args,
+        vm->stderr_path);
+
+    pc_alloc_init(&vm->alloc, vm->qts, 0);
+    vm->pcibus = qpci_new_pc(vm->qts, &vm->alloc);
+    for (i = 0; i < NB_SHMEMS; i++) {
+        vm->shmem[i] = qpci_device_find(vm->pcibus,
+                                        QPCI_DEVFN(SHMEM_SLOT + i, 0));
+        g_assert_nonnull(vm->shmem[i]);
+    }
+    vm->mem = qvirtio_mem_pci_new(vm->pcibus, &mem_addr, &vm->alloc);
+    vm->dev = virtio_pci_new(vm->pcibus, &net_addr);
+    g_assert_nonnull(vm->dev);
+}
+
+/* What a driver finds when it comes, unless the VM is to be migrated to */
+static TestVM *vm_new(unsigned int max_regions)
+{
+    TestVM *vm = g_new0(TestVM, 1);
+
+    vm_start(vm, max_regions, "%s", "");
+    qvirtio_pci_device_enable(vm->dev);
+    qvirtio_mem_pci_start(vm->mem);
+    return vm;
+}
+
+static void free_ring(TestVM *vm)
+{
+    if (vm->vq) {
+        qvirtqueue_cleanup(vm->dev->vdev.bus, vm->vq, &vm->ring_alloc);
+        alloc_destroy(&vm->ring_alloc);
+        vm->vq = NULL;
+    }
+}
+
+/* QEMU is alive, and has not sent anything that no backend takes. */
+static void vm_check(TestVM *vm)
+{
+    g_autofree char *error = qvhost_user_backend_error(vm->backend);
+
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'query-status' }");
+    g_assert_cmpstr(error, ==, NULL);
+}
+
+static void vm_free(TestVM *vm)
+{
+    unsigned int i;
+
+    vm_check(vm);
+    free_ring(vm);
+    qvirtio_mem_pci_free(vm->mem);
+    qvirtio_pci_destructor(&vm->dev->obj);
+    g_free(vm->dev);
+    for (i = 0; i < NB_SHMEMS; i++) {
+        g_free(vm->shmem[i]);
+    }
+    qpci_free_pc(vm->pcibus);
+    alloc_destroy(&vm->alloc);
+    qtest_quit(vm->qts);
+    qvhost_user_backend_free(vm->backend);
+    unlink(vm->stderr_path);
+    rmdir(vm->tmpdir);
+    g_free(vm->stderr_path);
+    g_free(vm->tmpdir);
+    g_free(vm);
+}
+
+static bool vm_has_said(TestVM *vm, const char *text)
+{
+    g_autofree char *said = NULL;
+
+    g_assert_true(g_file_get_contents(vm->stderr_path, &said, NULL, NULL));
+    return strstr(said, text);
+}
+
+/* ---- Memory ---- */
+
+static void plug(TestVM *vm, uint64_t offset)
+{
+    g_assert_cmpint(qvirtio_mem_plug(&vm->mem->mem, VMEM_ADDR + offset, 1), ==,
+                    VIRTIO_MEM_RESP_ACK);
+}
+
+static void unplug(TestVM *vm, uint64_t offset)
+{
+    g_assert_cmpint(qvirtio_mem_unplug(&vm->mem->mem, VMEM_ADDR + offset, 1),
+                    ==, VIRTIO_MEM_RESP_ACK);
+}
+
+/* Have the memory of a PCI device at that address. */
+static void move_shmem(TestVM *vm, unsigned int i, uint64_t addr)
+{
+    QPCIDevice *dev = vm->shmem[i];
+
+    if (addr == NOWHERE) {
+        qpci_config_writew(dev, PCI_COMMAND, 0);
+        return;
+    }
+    qpci_config_writel(dev, PCI_BASE_ADDRESS_2, addr);
+    qpci_config_writel(dev, PCI_BASE_ADDRESS_3, addr >> 32);
+    qpci_config_writew(dev, PCI_COMMAND, PCI_COMMAND_MEMORY);
+}
+
+/* ---- The driver of the network device ---- */
+
+static void start_driver(TestVM *vm, uint64_t ring)
+{
+    QVirtioDevice *vdev = &vm->dev->vdev;
+
+    free_ring(vm);
+    qvirtio_start_device(vdev);
+    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
+                               (1ull << VIRTIO_F_VERSION_1));
+    alloc_init(&vm->ring_alloc, 0, ring, ring + RING_SIZE, PAGE);
+    vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, 0);
+    g_assert_cmpuint(vm->vq->size, ==, RING_ENTRIES);
+    g_assert_cmphex(vm->vq->used, ==, ring + USED_OFFSET);
+    qvirtio_set_driver_ok(vdev);
+}
+
+static void stop_driver(TestVM *vm)
+{
+    qvirtio_reset(&vm->dev->vdev);
+    g_assert_false(qvhost_user_backend_started(vm->backend));
+}
+
+static bool needs_reset(TestVM *vm)
+{
+    return vm->dev->vdev.bus->get_status(&vm->dev->vdev) &
+           VIRTIO_CONFIG_S_NEEDS_RESET;
+}
+
+/* Somewhere in boot memory, where nobody has anything against it. */
+static void check_works(TestVM *vm)
+{
+    start_driver(vm, guest_alloc(&vm->alloc, RING_SIZE));
+    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    g_assert_true(qvhost_user_backend_started(vm->backend));
+    g_assert_false(needs_reset(vm));
+    vm_check(vm);
+}
+
+/* ---- Rings ---- */
+
+/* The backend has what it needs, with the protocol as it was at first. */
+static void test_features(const void *opaque)
+{
+    TestVM *vm = vm_new(QVHOST_USER_NO_PROTOCOL_FEATURES);
+
+    check_works(vm);
+    g_assert_cmpuint(qvhost_user_backend_nr_regions(vm->backend), >=, 1);
+    g_assert_nonnull(qvhost_user_backend_memory(vm->backend, vm->vq->desc,
+                                                RING_SIZE));
+    plug(vm, 0);
+    plug(vm, VMEM_BOUNDARY);
+    vm_check(vm);
+    g_assert_nonnull(qvhost_user_backend_memory(vm->backend, VMEM_ADDR,
+                                                VMEM_BLOCK));
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/*
+ * The backend would find the start of a ring, and look behind the memory for
+ * the rest.
+ */
+static void test_ring_across(const void *opaque)
+{
+    const uint64_t before = (uintptr_t)opaque;
+    TestVM *vm = vm_new(509);
+
+    plug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
+    plug(vm, VMEM_BOUNDARY);
+    start_driver(vm, VMEM_ADDR + VMEM_BOUNDARY - before);
+    vm_check(vm);
+    g_assert_false(qvhost_user_backend_started(vm->backend));
+    g_assert_true(vm_has_said(vm, before < DESC_SIZE ?
+                  "net0: queue 0 cannot be used by vhost: its descriptor table"
+                  " at " :
+                  "net0: queue 0 cannot be used by vhost: its used ring at "));
+
+    /* Nothing comes of it later. */
+    plug(vm, 3 * GiB);
+    unplug(vm, 3 * GiB);
+    g_assert_false(needs_reset(vm));
+    vm_check(vm);
+    check_works(vm);
+    plug(vm, 3 * GiB);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/* One that is shown whole devices has it in one piece. */
+static void test_ring_whole(const void *opaque)
+{
+    TestVM *vm = vm_new(8);
+
+    plug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
+    plug(vm, VMEM_BOUNDARY);
+    start_driver(vm, VMEM_ADDR + VMEM_BOUNDARY - PAGE);
+    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    plug(vm, 3 * GiB);
+    unplug(vm, VMEM_BOUNDARY);
+    unplug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
+    vm_check(vm);
+    stop_driver(vm);
+    check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/* There never is memory, or there is later. */
+static void test_ring_hole(const void *opaque)
+{
+    TestVM *vm = vm_new(509);
+
+    start_driver(vm, SHMEM_ADDR);
+    vm_check(vm);
+    g_assert_false(qvhost_user_backend_started(vm->backend));
+    move_shmem(vm, 0, SHMEM_ADDR);
+    vm_check(vm);
+    start_driver(vm, SHMEM_ADDR);
+    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    vm_check(vm);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/* The memory of a ring goes away while the backend looks at it. */
+static void check_gone(TestVM *vm)
+{
+    vm_check(vm);
+    g_assert_true(needs_reset(vm));
+    g_assert_false(qvhost_user_backend_started(vm->backend));
+    g_assert_true(vm_has_said(vm, "net0: queue 0 was stopped: its descriptor"
+                              " table at "));
+    /* The backend knows what there is now. */
+    plug(vm, 3 * GiB);
+    g_assert_nonnull(qvhost_user_backend_memory(vm->backend,
+                                                VMEM_ADDR + 3 * GiB,
+                                                VMEM_BLOCK));
+    vm_check(vm);
+
+    /* A reset makes up for it. */
+    check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+static void test_ring_unplugged(const void *opaque)
+{
+    TestVM *vm = vm_new(509);
+
+    plug(vm, 0);
+    start_driver(vm, VMEM_ADDR);
+    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    vm_check(vm);
+    unplug(vm, 0);
+    g_assert_null(qvhost_user_backend_memory(vm->backend, VMEM_ADDR, PAGE));
+    check_gone(vm);
+}
+
+/* Its BAR is gone, elsewhere, or below another one. */
+static void test_ring_bar(const void *opaque)
+{
+    const unsigned int how = (uintptr_t)opaque;
+    TestVM *vm = vm_new(509);
+
+    move_shmem(vm, 0, SHMEM_ADDR);
+    move_shmem(vm, 1, SHMEM_ADDR + SHMEM_SIZE);
+    start_driver(vm, SHMEM_ADDR + 512 * KiB);
+    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    vm_check(vm);
+    switch (how) {
+    case 0:
+        move_shmem(vm, 0, NOWHERE);
+        break;
+    case 1:
+        move_shmem(vm, 0, 1 * TiB);
+        break;
+    case 2:
+        move_shmem(vm, 1, SHMEM_ADDR);
+        break;
+    }
+    check_gone(vm);
+}
+
+/* QEMU is not to be fooled by addresses that are set too late. */
+static void test_ring_late(const void *opaque)
+{
+    TestVM *vm = vm_new(509);
+    QGuestAllocator *alloc = &vm->alloc;
+    QVirtQueue *vq;
+
+    check_works(vm);
+    vq = qvirtqueue_setup(&vm->dev->vdev, alloc, 1);
+    stop_driver(vm);
+    qvirtqueue_cleanup(vm->dev->vdev.bus, vq, alloc);
+    check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    qtest_add_data_func("vhost-memory/features/none", NULL, test_features);
+    qtest_add_data_func("vhost-memory/ring/across-descriptors",
+                        (void *)(2 * PAGE), test_ring_across);
+    qtest_add_data_func("vhost-memory/ring/across-used",
+                        (void *)(USED_OFFSET + PAGE), test_ring_across);
+    qtest_add_data_func("vhost-memory/ring/whole-device", NULL,
+                        test_ring_whole);
+    qtest_add_data_func("vhost-memory/ring/hole", NULL, test_ring_hole);
+    qtest_add_data_func("vhost-memory/ring/unplugged", NULL,
+                        test_ring_unplugged);
+    qtest_add_data_func("vhost-memory/ring/bar-gone", (void *)0,
+                        test_ring_bar);
+    qtest_add_data_func("vhost-memory/ring/bar-moved", (void *)1,
+                        test_ring_bar);
+    qtest_add_data_func("vhost-memory/ring/bar-covered", (void *)2,
+                        test_ring_bar);
+    qtest_add_data_func("vhost-memory/ring/late", NULL, test_ring_late);
+    return g_test_run();
+}
