@@ -103,16 +103,20 @@ static void vhost_log_sync_range(const struct vhost_log *log,
     from = log->log + start / VHOST_LOG_CHUNK;
     to = log->log + MIN(end / VHOST_LOG_CHUNK + 1, log->size);
 
-    for (;from < to; ++from) {
+    for (; from < to; ++from) {
         vhost_log_chunk_t bits;
-        /* We first check with non-atomic: much cheaper,
-         * and we expect non-dirty to be the common case. */
+        /*
+         * We first check with non-atomic: much cheaper,
+         * and we expect non-dirty to be the common case.
+         */
         if (!*from) {
             addr += VHOST_LOG_CHUNK;
             continue;
         }
-        /* Data must be read atomically. We don't really need barrier semantics
-         * but it's easier to use atomic_* than roll our own. */
+        /*
+         * Data must be read atomically. We don't really need barrier semantics
+         * but it's easier to use atomic_* than roll our own.
+         */
         bits = qatomic_xchg(from, 0);
         while (bits) {
             int bit = ctzl(bits);

@@ -1,6 +1,6 @@
 /*
- * QTest testcase for vhost devices whose rings, or whose log of dirty pages, lie
- * in memory that the guest takes away or has elsewhere
+ * QTest testcase for vhost devices with rings in memory that the guest takes
+ * away or moves, and for their log of dirty pages
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

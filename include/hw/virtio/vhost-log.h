@@ -2,11 +2,11 @@
  * vhost: the log of dirty pages
  *
  * Backends that write to memory while its dirty pages are tracked tell so in a
- * log, which has a bit for each page of guest-physical memory. All backends of a
- * type share one log, and one of them, elected, reads it for all: that goes well
- * only if all of them have the same one. It is as large as any of them needs, and
- * never shrinks while it is in use: what is taken away may have been written to,
- * and the kernel goes on with rings that lie in it.
+ * log, which has a bit for each page of guest-physical memory. All backends of
+ * a type share one log, and one of them, elected, reads it for all: that goes
+ * well only if all of them have the same one. It is as large as any of them
+ * needs, and never shrinks while it is in use: what is taken away may have been
+ * written to, and the kernel goes on with rings that lie in it.
  *
  * If there is no memory for a larger log, a backend is left without, and has to
  * be told not to log. Everything that it can write to is dirty then.
@@ -24,8 +24,8 @@
 /**
  * vhost_log_needed: how large a log has to be
  *
- * Rings count as well: memory may have gone from where they are, but not for the
- * kernel.
+ * Rings count as well: memory may have gone from where they are, but not for
+ * the kernel.
  *
  * @dev: the backend
  * @sections: the sections of memory that it has, or is about to get
@@ -40,9 +40,9 @@ uint64_t vhost_log_needed(struct vhost_dev *dev,
 /**
  * vhost_log_use: have a backend use a log of at least that size
  *
- * To be called before the backend is told to log, and while it logs, before it is
- * given more memory, as long as it still is what @dev has its sections from. If the log has to grow, all backends of the type change to
- * the new one.
+ * To be called before the backend is told to log, and while it logs, before it
+ * is given more memory, with @dev having the sections that it had before. If the
+ * log has to grow, all backends of the type change to the new one.
  *
  * @dev: the backend
  * @size: the number of chunks
@@ -66,7 +66,7 @@ void vhost_log_leave(struct vhost_dev *dev, bool sync);
 void vhost_log_sync(MemoryListener *listener, MemoryRegionSection *section);
 
 /**
- * vhost_log_sync_removed: take what is left in the log of sections that are gone
+ * vhost_log_sync_removed: read what the log tells of sections that are gone
  *
  * To be called when the backend cannot write there any more.
  *

@@ -1,10 +1,10 @@
 /*
  * vhost: the rings of virtqueues in the memory that a backend has
  *
- * A backend gets addresses of rings as QEMU has them, and translates them by its
- * memory regions, or, in the kernel, takes them as they are. It may look where a
- * ring starts only. So all of each ring has to be in one memory region, unless an
- * IOMMU is in between.
+ * A backend gets addresses of rings as QEMU has them, and translates them by
+ * its memory regions, or, in the kernel, takes them as they are. It may look
+ * where a ring starts only. So all of each ring has to be in one memory region,
+ * unless an IOMMU is in between.
  *
  * All functions must be called with the BQL held.
  *
@@ -52,9 +52,9 @@ void vhost_rings_unmap(struct vhost_dev *dev, struct vhost_virtqueue *vq);
 /**
  * vhost_rings_check: stop virtqueues that have lost their memory
  *
- * To be called with new memory regions, before the backend gets them. The backend
- * is told to stop such a virtqueue, and the device is broken until the guest
- * resets it. The rings remain mapped until the virtqueue is stopped by
+ * To be called with new memory regions, before the backend gets them. The
+ * backend is told to stop such a virtqueue, and the device is broken until the
+ * guest resets it. The rings remain mapped until the virtqueue is stopped by
  * vhost_virtqueue_stop(): the kernel goes on with them.
  *
  * @dev: the backend, which is started

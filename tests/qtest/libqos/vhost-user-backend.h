@@ -23,8 +23,8 @@
  *
  * vhost-user-blk is the frontend to be used with it. It connects again when the
  * backend was closed and opened, and it can be migrated; QEMU's other simple
- * frontends (vhost-user-rng, vhost-user-i2c) do neither in this version. Network
- * devices do, with up to 16 pairs of queues:
+ * frontends (vhost-user-rng, vhost-user-i2c) do neither in this version.
+ * Network devices do, with up to 16 pairs of queues:
  *
  *   -netdev vhost-user,id=net0,chardev=chr0,queues=2
  *   -device virtio-net-pci,netdev=net0,mq=on
