@@ -14,8 +14,10 @@
 #include "libqos/virtio-mem.h"
 #include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "standard-headers/linux/pci_regs.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_net.h"
 #include <sys/resource.h>
 
 #define TIMEOUT_US (60 * G_USEC_PER_SEC)
@@ -60,7 +62,10 @@ typedef struct TestVM {
 
 /* ---- The VM ---- */
 
-static void G_GNUC_PRINTF(3, 4) vm_start(TestVM *vm, unsigned int max_regions,
+/* @queues: how many pairs of queues the network device has */
+static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
+                                         uint64_t vmem_size,
+                                         unsigned int queues,
                                          const char *fmt, ...)
 {
     QPCIAddress mem_addr = { .devfn = QPCI_DEVFN(VMEM_SLOT, 0) };
@@ -81,22 +86,23 @@ static void G_GNUC_PRINTF(3, 4) vm_start(TestVM *vm, unsigned int max_regions,
     vm->backend = qvhost_user_backend_new(socket, max_regions);
 
     vm->qts = qtest_initf("-M pc,memory-backend=ram -nodefaults "
-        "-m 128M,maxmem=16G "
+        "-m 128M,maxmem=%" PRIu64 "B "
         "-object memory-backend-memfd,id=ram,size=128M "
-        "-object memory-backend-memfd,id=vmem,size=4G,reserve=off "
+        "-object memory-backend-memfd,id=vmem,size=%" PRIu64
+        "B,reserve=off "
         "-device virtio-mem-pci,id=vmem0,memdev=vmem,addr=%x.0,memaddr=0x%"
-        PRIx64 ",block-size=2M,requested-size=4G,dynamic-memslots=on,"
+        PRIx64 ",block-size=2M,requested-size=%" PRIu64 "B,dynamic-memslots=on,"
         "unplugged-inaccessible=on "
         "-object memory-backend-memfd,id=shmem0,size=1M "
         "-object memory-backend-memfd,id=shmem1,size=1M "
         "-device ivshmem-plain,memdev=shmem0,master=on,addr=%x.0 "
         "-device ivshmem-plain,memdev=shmem1,master=on,addr=%x.0 "
         "-chardev socket,id=chr,path=%s "
-        "-netdev vhost-user,id=net,chardev=chr "
-        "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mac=%s,"
-        "rx_queue_size=%d %s 2>%s",
-        VMEM_SLOT, (uint64_t)VMEM_ADDR, SHMEM_SLOT, SHMEM_SLOT + 1,
-        socket, NET_SLOT, "52:54:00:12:34:56", RING_ENTRIES, args,
+        "-netdev vhost-user,id=net,chardev=chr,queues=%u "
+        "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mq=on,"
+        "mac=52:54:00:12:34:56,rx_queue_size=%d %s 2>%s",
+        RAM_SIZE + vmem_size, vmem_size, VMEM_SLOT, (uint64_t)VMEM_ADDR,
+        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT, RING_ENTRIES, args,
         vm->stderr_path);
 
     pc_alloc_init(&vm->alloc, vm->qts, 0);
@@ -112,14 +118,20 @@ static void G_GNUC_PRINTF(3, 4) vm_start(TestVM *vm, unsigned int max_regions,
 }
 
 /* What a driver finds when it comes, unless the VM is to be migrated to */
-static TestVM *vm_new(unsigned int max_regions)
+static TestVM *vm_new_with(unsigned int max_regions, uint64_t vmem_size,
+                           unsigned int queues)
 {
     TestVM *vm = g_new0(TestVM, 1);
 
-    vm_start(vm, max_regions, "%s", "");
+    vm_start(vm, max_regions, vmem_size, queues, "%s", "");
     qvirtio_pci_device_enable(vm->dev);
     qvirtio_mem_pci_start(vm->mem);
     return vm;
+}
+
+static TestVM *vm_new(unsigned int max_regions)
+{
+    return vm_new_with(max_regions, VMEM_SIZE, 1);
 }
 
 static void free_ring(TestVM *vm)
@@ -208,7 +220,9 @@ static void start_driver(TestVM *vm, uint64_t ring)
     free_ring(vm);
     qvirtio_start_device(vdev);
     qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
-                               (1ull << VIRTIO_F_VERSION_1));
+                               (1ull << VIRTIO_F_VERSION_1 |
+                                1ull << VIRTIO_NET_F_CTRL_VQ |
+                                1ull << VIRTIO_NET_F_MQ));
     alloc_init(&vm->ring_alloc, 0, ring, ring + RING_SIZE, PAGE);
     vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, 0);
     g_assert_cmpuint(vm->vq->size, ==, RING_ENTRIES);
@@ -395,6 +409,53 @@ static void test_ring_late(const void *opaque)
     stop_driver(vm);
     qvirtqueue_cleanup(vm->dev->vdev.bus, vq, alloc);
     check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/* ---- Queues ---- */
+
+#define MANY_QUEUES 16
+#define MANY_MEMSLOTS 256
+
+static unsigned int nr_added(TestVM *vm)
+{
+    return qvhost_user_backend_nr_messages(vm->backend,
+                                           VHOST_USER_ADD_MEM_REG);
+}
+
+/* However many queues a device has, it is told once, and counts once. */
+static void test_queues(const void *opaque)
+{
+    TestVM *vm = vm_new_with(509, MANY_MEMSLOTS * GiB, MANY_QUEUES);
+    unsigned int i, added, vhosts = 0;
+    const QListEntry *entry;
+    QDict *rsp;
+
+    check_works(vm);
+    added = nr_added(vm);
+    for (i = 0; i < MANY_MEMSLOTS; i++) {
+        plug(vm, i * GiB);
+        g_assert_cmpuint(nr_added(vm), ==, added + i + 1);
+    }
+
+    rsp = qtest_qmp_assert_success_ref(vm->qts,
+                                       "{ 'execute': 'query-memslots' }");
+    g_assert_cmpint(qdict_get_int(rsp, "required"), ==, MANY_MEMSLOTS);
+    g_assert_cmpint(qdict_get_int(rsp, "used"), ==, MANY_MEMSLOTS);
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "holders"), entry) {
+        const QDict *holder = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (g_str_equal(qdict_get_str(holder, "type"), "vhost")) {
+            vhosts++;
+            g_assert_cmpstr(qdict_get_str(holder, "id"), ==, "chr");
+            g_assert_cmpint(qdict_get_int(holder, "used"), ==,
+                            qvhost_user_backend_nr_regions(vm->backend));
+            g_assert_cmpint(qdict_get_int(holder, "limit"), ==, 509);
+        }
+    }
+    g_assert_cmpuint(vhosts, ==, 1);
+    qobject_unref(rsp);
     stop_driver(vm);
     vm_free(vm);
 }
@@ -595,7 +656,7 @@ static TestVM *start_migration(TestVM *vm)
     TestVM *target = g_new0(TestVM, 1);
     uint8_t content = 1;
 
-    vm_start(target, 509, "-incoming %s", uri);
+    vm_start(target, 509, VMEM_SIZE, 1, "-incoming %s", uri);
     set_limits(vm, 10 * MiB, 1);
     qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate',"
                              "  'arguments': { 'uri': %s } }", uri);
@@ -713,6 +774,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("vhost-memory/ring/bar-covered", (void *)2,
                         test_ring_bar);
     qtest_add_data_func("vhost-memory/ring/late", NULL, test_ring_late);
+    qtest_add_data_func("vhost-memory/queues", NULL, test_queues);
     qtest_add_data_func("vhost-memory/log/size", NULL, test_log_size);
     qtest_add_data_func("vhost-memory/log/start-fails", NULL,
                         test_log_start_fails);

@@ -41,7 +41,7 @@ uint64_t vhost_log_needed(struct vhost_dev *dev,
  * vhost_log_use: have a backend use a log of at least that size
  *
  * To be called before the backend is told to log, and while it logs, before it
- * is given more memory, with @dev having the sections that it had before. If the
+ * is given more memory, while @dev has the sections that it had before. If the
  * log has to grow, all backends of the type change to the new one.
  *
  * @dev: the backend
