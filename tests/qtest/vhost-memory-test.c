@@ -58,6 +58,8 @@ typedef struct TestVM {
     QVirtioPCIDevice *dev;
     QGuestAllocator ring_alloc;
     QVirtQueue *vq;
+    /* how many queues had been started when the driver came last */
+    unsigned int kicks;
 } TestVM;
 
 /* ---- The VM ---- */
@@ -227,7 +229,17 @@ static void start_driver(TestVM *vm, uint64_t ring)
     vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, 0);
     g_assert_cmpuint(vm->vq->size, ==, RING_ENTRIES);
     g_assert_cmphex(vm->vq->used, ==, ring + USED_OFFSET);
+    vm->kicks = qvhost_user_backend_nr_messages(vm->backend,
+                                                VHOST_USER_SET_VRING_KICK);
     qvirtio_set_driver_ok(vdev);
+}
+
+/* QEMU does not wait for the backend to start a queue. */
+static void wait_started(TestVM *vm)
+{
+    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK,
+                             vm->kicks + 1);
+    g_assert_true(qvhost_user_backend_started(vm->backend));
 }
 
 static void stop_driver(TestVM *vm)
@@ -246,8 +258,7 @@ static bool needs_reset(TestVM *vm)
 static void check_works(TestVM *vm)
 {
     start_driver(vm, guest_alloc(&vm->alloc, RING_SIZE));
-    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
-    g_assert_true(qvhost_user_backend_started(vm->backend));
+    wait_started(vm);
     g_assert_false(needs_reset(vm));
     vm_check(vm);
 }
@@ -310,7 +321,7 @@ static void test_ring_whole(const void *opaque)
     plug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
     plug(vm, VMEM_BOUNDARY);
     start_driver(vm, VMEM_ADDR + VMEM_BOUNDARY - PAGE);
-    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    wait_started(vm);
     plug(vm, 3 * GiB);
     unplug(vm, VMEM_BOUNDARY);
     unplug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
@@ -332,7 +343,7 @@ static void test_ring_hole(const void *opaque)
     move_shmem(vm, 0, SHMEM_ADDR);
     vm_check(vm);
     start_driver(vm, SHMEM_ADDR);
-    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    wait_started(vm);
     vm_check(vm);
     stop_driver(vm);
     vm_free(vm);
@@ -365,7 +376,7 @@ static void test_ring_unplugged(const void *opaque)
 
     plug(vm, 0);
     start_driver(vm, VMEM_ADDR);
-    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    wait_started(vm);
     vm_check(vm);
     unplug(vm, 0);
     g_assert_null(qvhost_user_backend_memory(vm->backend, VMEM_ADDR, PAGE));
@@ -381,7 +392,7 @@ static void test_ring_bar(const void *opaque)
     move_shmem(vm, 0, SHMEM_ADDR);
     move_shmem(vm, 1, SHMEM_ADDR + SHMEM_SIZE);
     start_driver(vm, SHMEM_ADDR + 512 * KiB);
-    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK, 1);
+    wait_started(vm);
     vm_check(vm);
     switch (how) {
     case 0:
