@@ -11,7 +11,7 @@
 #include "standard-headers/linux/vhost_types.h"
 #include "trace.h"
 
-/* Those that were admitted, or are about to be. */
+/* Those that were admitted, or are about to be; one for each device. */
 static QLIST_HEAD(, vhost_dev) vhost_devices =
     QLIST_HEAD_INITIALIZER(vhost_devices);
 
@@ -45,6 +45,10 @@ int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp)
 {
     const MemslotHolder holder = vhost_dev_memslot_holder(hdev);
 
+    if (hdev->more_queues) {
+        /* It holds what is held for the first ones. */
+        return 0;
+    }
     trace_vhost_memslots_admit(hdev, holder.id, holder.limit, holder.used,
                                holder.whole_devices);
     QLIST_INSERT_HEAD(&vhost_devices, hdev, entry);

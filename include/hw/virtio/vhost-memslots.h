@@ -21,6 +21,9 @@ struct vhost_dev;
 /**
  * vhost_foreach_memslot_holder: visit all backends that were admitted
  *
+ * A device with several pairs of queues has a struct vhost_dev for each, but is
+ * one backend: all of them hold the same memory regions, with the same limit.
+ *
  * @func: called for each backend
  * @opaque: passed to @func
  */

@@ -10,6 +10,7 @@
 #include "qemu/units.h"
 #include "standard-headers/linux/vhost_types.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_net.h"
 #include "vhost-user-backend.h"
 #include <glib-unix.h>
 #include <sys/mman.h>
@@ -28,14 +29,26 @@
 /* Each bit of the log is for that much of guest-physical memory. */
 #define LOG_PAGE_SIZE (4 * KiB)
 
+/* Network devices may have as many pairs of queues. */
+#define MAX_QUEUE_PAIRS 16
+#define MAX_QUEUES (2 * MAX_QUEUE_PAIRS)
+
 /* A memory region, and where its memory is mapped */
 typedef struct Region {
     VhostUserMemoryRegion region;
     void *host;
 } Region;
 
+typedef struct Queue {
+    unsigned int num;
+    struct vhost_vring_addr addr;
+    bool started;
+} Queue;
+
 struct QVhostUserBackend {
     char *path;
+    /* offers VHOST_USER_F_PROTOCOL_FEATURES */
+    bool modern;
     bool configurable;
     unsigned int max_regions;
 
@@ -63,8 +76,7 @@ struct QVhostUserBackend {
     uint64_t features;
     /* Region, in no order */
     GArray *regions;
-    /* one bit for each queue */
-    uint64_t started;
+    Queue queues[MAX_QUEUES];
     /* NULL if there is none */
     uint8_t *log;
     uint64_t log_size;
@@ -127,6 +139,18 @@ static Region *get_region(QVhostUserBackend *backend, unsigned int i)
     return &g_array_index(backend->regions, Region, i);
 }
 
+static bool is_started(const QVhostUserBackend *backend)
+{
+    unsigned int i;
+
+    for (i = 0; i < MAX_QUEUES; i++) {
+        if (backend->queues[i].started) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void unmap_region(gpointer data)
 {
     Region *region = data;
@@ -149,7 +173,7 @@ static void disconnect(QVhostUserBackend *backend)
     drop_source(&backend->conn_source, &backend->conn_fd);
     backend->protocol_features = 0;
     backend->features = 0;
-    backend->started = 0;
+    memset(backend->queues, 0, sizeof(backend->queues));
     drop_log(backend);
     g_array_set_size(backend->regions, 0);
     g_array_set_size(backend->iotlb, 0);
@@ -167,6 +191,83 @@ static GSource *watch(QVhostUserBackend *backend, int fd, GUnixFDSourceFunc fn)
                           NULL);
     g_source_attach(source, backend->context);
     return source;
+}
+
+/* ---- Queues ---- */
+
+/* Whether the backend can access that memory of QEMU's in one piece */
+static bool can_access(QVhostUserBackend *backend, uint64_t addr, uint64_t size)
+{
+    unsigned int i;
+
+    for (i = 0; i < backend->regions->len; i++) {
+        const VhostUserMemoryRegion *region = &get_region(backend, i)->region;
+
+        if (addr >= region->userspace_addr &&
+            addr - region->userspace_addr < region->memory_size) {
+            return size <= region->memory_size -
+                           (addr - region->userspace_addr);
+        }
+    }
+    return false;
+}
+
+/* Whether the log, if there has to be one, has bits up to an address */
+static bool is_logged(const QVhostUserBackend *backend, uint64_t end)
+{
+    return !backend->log || end <= backend->log_size * 8 * LOG_PAGE_SIZE;
+}
+
+static uint64_t used_size(const Queue *queue)
+{
+    return sizeof(struct vring_used) +
+           queue->num * sizeof(struct vring_used_elem);
+}
+
+/*
+ * Rings have to be in memory that the backend has; their changes, in the log.
+ * Only while it is at work: what belongs together comes one by one.
+ */
+static bool queues_are_sane(QVhostUserBackend *backend)
+{
+    unsigned int i;
+
+    for (i = 0; i < MAX_QUEUES; i++) {
+        const Queue *queue = &backend->queues[i];
+
+        /* What an IOMMU translates is not known before it is asked for. */
+        if (!queue->started || backend->iommu) {
+            continue;
+        }
+        if (!can_access(backend, queue->addr.desc_user_addr,
+                        queue->num * sizeof(struct vring_desc)) ||
+            !can_access(backend, queue->addr.avail_user_addr,
+                        sizeof(struct vring_avail) +
+                        queue->num * sizeof(uint16_t)) ||
+            !can_access(backend, queue->addr.used_user_addr,
+                        used_size(queue))) {
+            set_error(backend, "queue %u is not in the memory", i);
+            return false;
+        }
+        if (queue->addr.flags & (1 << VHOST_VRING_F_LOG) &&
+            !is_logged(backend, queue->addr.log_guest_addr +
+                                used_size(queue))) {
+            set_error(backend, "queue %u is not in the log", i);
+            return false;
+        }
+    }
+    return true;
+}
+
+static Queue *get_queue(QVhostUserBackend *backend, unsigned int i)
+{
+    static Queue other;
+
+    if (i >= MAX_QUEUES) {
+        set_error(backend, "queue %u", i);
+        return &other;
+    }
+    return &backend->queues[i];
 }
 
 /* ---- The table of memory regions ---- */
@@ -217,6 +318,11 @@ static bool add_region(QVhostUserBackend *backend,
                   backend->max_regions);
         return false;
     }
+    if (is_started(backend) && backend->features & (1ull << VHOST_F_LOG_ALL) &&
+        !is_logged(backend, addr + region->memory_size)) {
+        set_error(backend, "region 0x%" PRIx64 " is not in the log", addr);
+        return false;
+    }
     added.host = mmap(NULL, region->memory_size, PROT_READ | PROT_WRITE,
                       MAP_SHARED | MAP_NORESERVE, fd, region->mmap_offset);
     if (added.host == MAP_FAILED) {
@@ -240,7 +346,7 @@ static bool remove_region(QVhostUserBackend *backend,
             region->memory_size == other->memory_size &&
             region->userspace_addr == other->userspace_addr) {
             g_array_remove_index_fast(backend->regions, i);
-            return true;
+            return queues_are_sane(backend);
         }
     }
     set_error(backend, "region 0x%" PRIx64 " to be removed does not exist",
@@ -266,7 +372,7 @@ static bool set_regions(QVhostUserBackend *backend, const Request *req)
             return false;
         }
     }
-    return true;
+    return queues_are_sane(backend);
 }
 
 static bool may_change_single_regions(QVhostUserBackend *backend)
@@ -302,7 +408,7 @@ static bool set_log(QVhostUserBackend *backend, const Request *req)
     }
     backend->log_size = size;
     backend->log_allocated = st.st_blocks * 512;
-    return true;
+    return queues_are_sane(backend);
 }
 
 /* ---- Messages ---- */
@@ -385,10 +491,12 @@ static void reply_config(QVhostUserBackend *backend, Request *req)
     reply(backend, req, VHOST_USER_CONFIG_HDR_SIZE + config.size);
 }
 
+/* What of it is for network devices does not mean anything to others here. */
 static uint64_t features(QVhostUserBackend *backend)
 {
     return 1ull << VIRTIO_F_VERSION_1 | 1ull << VHOST_F_LOG_ALL |
-           1ull << VHOST_USER_F_PROTOCOL_FEATURES |
+           1ull << VIRTIO_NET_F_CTRL_VQ | 1ull << VIRTIO_NET_F_MQ |
+           (uint64_t)backend->modern << VHOST_USER_F_PROTOCOL_FEATURES |
            (uint64_t)backend->iommu << VIRTIO_F_ACCESS_PLATFORM;
 }
 
@@ -398,6 +506,7 @@ static uint64_t protocol_features(QVhostUserBackend *backend)
            1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK |
            1ull << VHOST_USER_PROTOCOL_F_CONFIG |
            (uint64_t)backend->iommu << VHOST_USER_PROTOCOL_F_BACKEND_REQ |
+           1ull << VHOST_USER_PROTOCOL_F_MQ |
            (uint64_t)backend->configurable <<
            VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 }
@@ -416,13 +525,13 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
         reply_u64(backend, req, backend->max_regions);
         return true;
     case VHOST_USER_GET_QUEUE_NUM:
-        reply_u64(backend, req, 1);
+        reply_u64(backend, req, MAX_QUEUE_PAIRS);
         return true;
     case VHOST_USER_GET_CONFIG:
         reply_config(backend, req);
         return true;
     case VHOST_USER_GET_VRING_BASE:
-        backend->started &= ~(1ull << req->msg.payload.state.index);
+        get_queue(backend, req->msg.payload.state.index)->started = false;
         req->msg.payload.state.num = 0;
         g_array_set_size(backend->iotlb, 0);
         reply(backend, req, sizeof(req->msg.payload.state));
@@ -487,11 +596,19 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
         }
         return true;
     case VHOST_USER_SET_VRING_KICK:
-        backend->started |= 1ull << (req->msg.payload.u64 &
-                                     VHOST_USER_VRING_IDX_MASK);
+        get_queue(backend, req->msg.payload.u64 &
+                           VHOST_USER_VRING_IDX_MASK)->started = true;
+        return queues_are_sane(backend);
+    case VHOST_USER_SET_VRING_NUM:
+        get_queue(backend, req->msg.payload.state.index)->num =
+            req->msg.payload.state.num;
         return true;
     case VHOST_USER_IOTLB_MSG:
         return handle_iotlb(backend, req);
+    case VHOST_USER_SET_VRING_ADDR:
+        get_queue(backend, req->msg.payload.addr.index)->addr =
+            req->msg.payload.addr;
+        return queues_are_sane(backend);
     case VHOST_USER_SET_FEATURES:
         backend->features = req->msg.payload.u64;
         return true;
@@ -507,8 +624,6 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
     case VHOST_USER_SET_OWNER:
     case VHOST_USER_RESET_OWNER:
     case VHOST_USER_SET_LOG_FD:
-    case VHOST_USER_SET_VRING_NUM:
-    case VHOST_USER_SET_VRING_ADDR:
     case VHOST_USER_SET_VRING_BASE:
     case VHOST_USER_SET_VRING_CALL:
     case VHOST_USER_SET_VRING_ERR:
@@ -719,7 +834,9 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
     QVhostUserBackend *backend = g_new0(QVhostUserBackend, 1);
 
     backend->path = g_strdup(path);
-    backend->configurable = max_regions != QVHOST_USER_BASELINE;
+    backend->modern = max_regions != QVHOST_USER_NO_PROTOCOL_FEATURES;
+    backend->configurable = backend->modern &&
+                            max_regions != QVHOST_USER_BASELINE;
     backend->max_regions = backend->configurable ?
                            max_regions : VHOST_MEMORY_BASELINE_NREGIONS;
     backend->nr_taken_regions = UINT_MAX;
@@ -799,7 +916,7 @@ bool qvhost_user_backend_started(QVhostUserBackend *backend)
 {
     LOCK_GUARD(backend);
 
-    return backend->started;
+    return is_started(backend);
 }
 
 unsigned int qvhost_user_backend_nr_regions(QVhostUserBackend *backend)

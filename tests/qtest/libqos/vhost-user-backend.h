@@ -24,6 +24,10 @@
  * vhost-user-blk is the frontend to be used with it. It connects again when the
  * backend was closed and opened, and it can be migrated; QEMU's other simple
  * frontends (vhost-user-rng, vhost-user-i2c) do neither in this version.
+ * Network devices do, with up to 16 pairs of queues:
+ *
+ *   -netdev vhost-user,id=net0,chardev=chr0,queues=2
+ *   -device virtio-net-pci,netdev=net0,mq=on
  *
  * QEMU sends the table only while the guest's driver has the device started,
  * and waits for an answer to each change: the table is up to date once QEMU is
@@ -37,6 +41,9 @@ typedef struct QVhostUserBackend QVhostUserBackend;
 
 /* Instead of a number of regions: a backend without CONFIGURE_MEM_SLOTS */
 #define QVHOST_USER_BASELINE 0
+
+/* Likewise: a backend without protocol features at all, for network devices */
+#define QVHOST_USER_NO_PROTOCOL_FEATURES UINT_MAX
 
 /**
  * QVhostUserRegion: a memory region that the backend holds
@@ -55,7 +62,8 @@ typedef struct QVhostUserRegion {
  * @path: path of the socket; nothing may exist there
  * @max_regions: how many memory regions the backend can hold, as it tells the
  *     frontend (VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS), or
- *     QVHOST_USER_BASELINE to have it not say so, which means 8
+ *     QVHOST_USER_BASELINE or QVHOST_USER_NO_PROTOCOL_FEATURES to have it not
+ *     say so, which means 8
  *
  * Returns: a backend that listens on @path.
  */
@@ -270,7 +278,10 @@ void qvhost_user_backend_wait(QVhostUserBackend *backend,
  *
  * Errors are messages that no frontend should send: to add a region that is
  * there already, that overlaps with another one, or that is one more than the
- * backend can hold; to remove a region that is not there; and malformed ones.
+ * backend can hold; to remove a region that is not there; to start a queue in
+ * memory that the backend does not have in one piece, or to take that from it
+ * before the queue is stopped; to have it write to memory, or to a queue, that
+ * the log does not reach; and malformed ones.
  * The frontend is told about them, too, if it wants to know. Errors are never
  * forgotten, also not when the backend is closed.
  *

@@ -116,6 +116,7 @@ static void test_backend_refused(const TestCase *test)
     Mem *mem[3];
 
     g_assert_cmpuint(vm->base_shared, ==, 1);
+    vm->ring_addr = BOOT_RAM_SIZE - 1 * MiB;
     backend = vm_add_started_backend(vm, 1);
     mem[0] = vm_add_mem(vm, &private_mem);
     vm_start(vm);

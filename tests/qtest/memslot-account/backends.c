@@ -34,7 +34,13 @@ void backend_start(TestVM *vm, Backend *backend)
                          ~(QVIRTIO_F_BAD_FEATURE |
                            1ull << VIRTIO_RING_F_INDIRECT_DESC |
                            1ull << VIRTIO_RING_F_EVENT_IDX));
-    backend->vq = qvirtqueue_setup(vdev, &vm->qs->alloc, 0);
+    backend->ring_alloc = &vm->qs->alloc;
+    if (vm->ring_addr) {
+        backend->ring_alloc = &backend->own_alloc;
+        alloc_init(backend->ring_alloc, 0, vm->ring_addr,
+                   vm->ring_addr + 64 * KiB, 4 * KiB);
+    }
+    backend->vq = qvirtqueue_setup(vdev, backend->ring_alloc, 0);
     qvirtio_set_driver_ok(vdev);
     qvhost_user_backend_wait(backend->vu, VHOST_USER_SET_VRING_ENABLE, 1);
     backend->started = true;
@@ -45,7 +51,10 @@ void backend_free_driver(TestVM *vm, Backend *backend)
 {
     if (backend->pci) {
         qvirtqueue_cleanup(backend->pci->vdev.bus, backend->vq,
-                           &vm->qs->alloc);
+                           backend->ring_alloc);
+        if (backend->ring_alloc == &backend->own_alloc) {
+            alloc_destroy(backend->ring_alloc);
+        }
         qvirtio_pci_destructor(&backend->pci->obj);
         g_free(backend->pci);
         backend->vq = NULL;

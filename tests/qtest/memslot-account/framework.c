@@ -318,7 +318,7 @@ void vm_start(TestVM *vm)
     }
     for_each_backend(backend, vm) {
         /* One that would be shown nothing would not start. */
-        if (vm_holder(vm, backend).used) {
+        if (vm->ring_addr != RING_LATER && vm_holder(vm, backend).used) {
             backend_start(vm, backend);
         }
     }

@@ -51,6 +51,8 @@ typedef struct MemConfig {
     uint64_t requested_size;
 } MemConfig;
 
+#define RING_LATER UINT64_MAX
+
 /* A memory device */
 typedef struct Mem {
     MemConfig config;
@@ -88,6 +90,8 @@ typedef struct Backend {
     /* the driver, from when the device is started */
     QVirtioPCIDevice *pci;
     QVirtQueue *vq;
+    QGuestAllocator *ring_alloc;
+    QGuestAllocator own_alloc;
     /* what it held at the last check: QVhostUserRegion; NULL: anything goes */
     GArray *last_regions;
     unsigned int last_messages;
@@ -112,6 +116,11 @@ typedef struct TestVM {
     /* those that were killed: QEMU does not count with them */
     GPtrArray *killed;
     unsigned int last_id;
+    /*
+     * Shared memory for the ring of a backend; 0: boot memory will do; or
+     * RING_LATER: there is none so far, no backend is started
+     */
+    uint64_t ring_addr;
     bool pci_slot_used[PCI_LAST_SLOT + 1];
     bool dimm_slot_used[DIMM_SLOTS];
 

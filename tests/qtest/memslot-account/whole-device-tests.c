@@ -11,13 +11,15 @@
 static const struct {
     unsigned int max_regions;
     const char *boot_memory;
+    /* in boot memory, unless nothing of that is shared */
+    uint64_t ring_addr;
 } backend_sizes[] = {
-    { 1, NO_SHARED_BOOT_MEMORY },
-    { 2, ONE_SHARED_BOOT_MEMORY },
-    { QVHOST_USER_BASELINE, SHARED_BOOT_MEMORY },
-    { 8, SHARED_BOOT_MEMORY },
-    { 64, SHARED_BOOT_MEMORY },
-    { 509, SHARED_BOOT_MEMORY },
+    { 1, NO_SHARED_BOOT_MEMORY, RING_LATER },
+    { 2, ONE_SHARED_BOOT_MEMORY, BOOT_RAM_SIZE - 1 * MiB },
+    { QVHOST_USER_BASELINE, SHARED_BOOT_MEMORY, BOOT_RAM_SIZE - 1 * MiB },
+    { 8, SHARED_BOOT_MEMORY, BOOT_RAM_SIZE - 1 * MiB },
+    { 64, SHARED_BOOT_MEMORY, BOOT_RAM_SIZE - 1 * MiB },
+    { 509, SHARED_BOOT_MEMORY, BOOT_RAM_SIZE - 1 * MiB },
 };
 
 typedef enum Order {
@@ -86,6 +88,7 @@ static void check_backend_size(const TestCase *test, unsigned int i,
     Backend *backend = NULL;
     Mem *mem[2];
 
+    vm->ring_addr = backend_sizes[i].ring_addr;
     if (order == BACKEND_FIRST) {
         backend = vm_add_backend(vm, max_regions);
     }
@@ -107,6 +110,9 @@ static void check_backend_size(const TestCase *test, unsigned int i,
     }
     g_assert_nonnull(backend);
     if (!backend->started) {
+        if (vm->ring_addr == RING_LATER) {
+            vm->ring_addr = mem[1]->addr + 3 * GiB;
+        }
         backend_start(vm, backend);
     }
     check_backend_memslots(vm, backend, mem[1]);
