@@ -12,6 +12,7 @@
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "system/kvm.h"
+#include "system/kvm-try-memslots.h"
 #include "trace.h"
 
 /* What one memory device was promised, and has mapped of it. */
