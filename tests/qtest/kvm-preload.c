@@ -88,8 +88,8 @@ static void __attribute__((constructor)) preload_init(void)
         fail_from = atol(str);
     }
     str = getenv("KVM_PRELOAD_FAIL_ADDR");
-    if (str) {
-        fail_addr = strtoull(str, NULL, 0);
+    if (str && sscanf(str, "0x%" SCNx64, &fail_addr) != 1) {
+        abort();
     }
     str = getenv("KVM_PRELOAD_LOG");
     if (str) {

@@ -102,10 +102,10 @@ static unsigned int nb_late_discards(TestVM *vm)
 {
     g_autofree char *text = NULL;
     unsigned int count = 0;
-    const char *pos;
+    const char *event = "virtio_mem_discard_unmapped", *pos;
 
     g_assert_true(g_file_get_contents(vm->log_path, &text, NULL, NULL));
-    for (pos = text; (pos = strstr(pos, "virtio_mem_discard_unmapped")); pos++) {
+    for (pos = strstr(text, event); pos; pos = strstr(pos + 1, event)) {
         count++;
     }
     return count;
