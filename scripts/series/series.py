@@ -34,8 +34,9 @@ GRAFTED = "refs/tags/grafted"
 # These files, and those below these directories, belong to the series; each is
 # added by one of its patches.
 SERIES_FILES = ("accel", "docs/devel", "docs/system", "hw", "include",
-                "migration", "net", "scripts/memslots-top", "stubs", "system",
-                "tests/bench", "tests/qtest", "tests/unit", "util")
+                "migration", "net", "qapi", "scripts/memslots-top", "stubs",
+                "subprojects", "system", "tests/bench", "tests/qtest",
+                "tests/unit", "util")
 
 
 class SeriesError(Exception):
