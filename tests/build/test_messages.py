@@ -32,12 +32,12 @@ INTERNAL = ("hw/mem/ram-discard-testdev.c", "hw/mem/memslot-testdev.c",
 # Where tests of QEMU are
 TESTS = ("tests/unit", "tests/qtest", "tests/system")
 # Where sources of the series are that may print something
-SOURCES = ("accel", "hw", "migration")
+SOURCES = ("accel", "hw", "migration", "subprojects")
 
 REPORTS = re.compile(
     r"\b(?:(?:error|warn|info)_(?:setg|setg_errno|report|report_once|"
     r"reportf_err|prepend|propagate_prepend|append_hint|printf)|hw_error|"
-    r"fprintf)\(")
+    r"fprintf|panic)\(")
 TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([()])|(,)|([A-Za-z_]\w*)|(\s+)|(.)',
                    re.S)
 # Stands for what is only known when a message is printed
@@ -219,6 +219,7 @@ class Messages(unittest.TestCase):
         for file in ("hw/mem/memslot-account.c",
                      "hw/virtio/virtio-mem-memslots.c",
                      "hw/virtio/virtio-mem.c", "hw/virtio/vhost-user.c",
+                     "subprojects/libvhost-user/libvhost-user-held.c",
                      "scripts/memslots-top"):
             self.assertIn(file, files)
 

@@ -311,7 +311,8 @@ class TestRemoved(Raw):
                          MAX_REMOVED)
         remove(1)
         self.assertTrue(front.is_closed())
-        self.assertIn('too many removed memory regions', self.daemon.log())
+        self.assertIn('too many removed memory regions are in use',
+                      self.daemon.log())
         self.assert_alive()
         self.disk.release()
         for region in regions:
