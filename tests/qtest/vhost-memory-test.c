@@ -128,8 +128,8 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
         "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mq=on,"
         "mac=52:54:00:12:34:56,rx_queue_size=%d %s %s 2>%s",
         RAM_SIZE + vmem_size, vmem_size, VMEM_SLOT, (uint64_t)VMEM_ADDR,
-        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT, RING_ENTRIES, disk, args,
-        vm->stderr_path);
+        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT,
+        RING_ENTRIES, disk, args, vm->stderr_path);
 
     pc_alloc_init(&vm->alloc, vm->qts, 0);
     vm->pcibus = qpci_new_pc(vm->qts, &vm->alloc);
