@@ -16,6 +16,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "hw/boards.h"
 #include "hw/virtio/vhost-log.h"
 #include "hw/virtio/vhost-rings.h"
 #include "qapi/error.h"
@@ -243,17 +244,27 @@ void vhost_log_sync_removed(struct vhost_dev *dev, MemoryRegionSection *old,
 
 /* ---- Logs ---- */
 
-uint64_t vhost_log_needed(struct vhost_dev *dev,
-                          const MemoryRegionSection *sections,
-                          unsigned int nb_sections)
+/*
+ * How many chunks a backend needs. All memory devices that there could be are
+ * counted: the log does not have to grow when one is plugged, and what is never
+ * written to does not take memory.
+ */
+static uint64_t vhost_log_needed(struct vhost_dev *dev,
+                                 const MemoryRegionSection *sections,
+                                 unsigned int nb_sections)
 {
+    DeviceMemoryState *device_memory = current_machine->device_memory;
     uint64_t last = 0;
     unsigned int i;
 
+    if (device_memory) {
+        last = device_memory->base + memory_region_size(&device_memory->mr);
+    }
     for (i = 0; i < nb_sections; i++) {
         last = MAX(last, range_get_last(sections[i].offset_within_address_space,
                                         int128_get64(sections[i].size)));
     }
+    /* Memory may have gone from where rings are, but not for the kernel. */
     for (i = 0; i < dev->nvqs && !vhost_dev_has_iommu(dev); i++) {
         const struct vhost_virtqueue *vq = &dev->vqs[i];
 
@@ -355,7 +366,7 @@ static int vhost_log_set(struct vhost_dev *dev, struct vhost_log *log)
     return 0;
 }
 
-int vhost_log_use(struct vhost_dev *dev, uint64_t size)
+static int vhost_log_use_size(struct vhost_dev *dev, uint64_t size)
 {
     const bool share = vhost_log_is_shared(dev);
     struct vhost_log *log = *vhost_log_current(dev);
@@ -384,6 +395,12 @@ int vhost_log_use(struct vhost_dev *dev, uint64_t size)
     return r;
 }
 
+int vhost_log_use(struct vhost_dev *dev)
+{
+    return vhost_log_use_size(dev, vhost_log_needed(dev, dev->mem_sections,
+                                                    dev->n_mem_sections));
+}
+
 void vhost_log_leave(struct vhost_dev *dev, bool sync)
 {
     struct vhost_log *log = dev->log;
@@ -395,4 +412,16 @@ void vhost_log_leave(struct vhost_dev *dev, bool sync)
     vhost_log_put(dev, log, sync);
     dev->log = NULL;
     dev->log_size = 0;
+}
+
+void vhost_log_grow(struct vhost_dev *dev)
+{
+    if (dev->log &&
+        vhost_log_use_size(dev, vhost_log_needed(dev, dev->tmp_sections,
+                                                 dev->n_tmp_sections)) < 0) {
+        error_report("vhost cannot log dirty pages any more: all pages count"
+                     " as dirty that it can write to");
+        vhost_dev_set_log(dev, false);
+        vhost_log_leave(dev, true);
+    }
 }

@@ -78,20 +78,3 @@ void vhost_whole_devices_add(struct vhost_dev *hdev, VhostSectionFilter *filter)
         memslot_account_foreach_device(vhost_whole_device_add, &whole);
     }
 }
-
-static void vhost_memory_device_end(const MemoryRegionSection *device,
-                                    void *opaque)
-{
-    hwaddr *end = opaque;
-
-    /* They come in the order of their addresses. */
-    *end = device->offset_within_address_space + int128_get64(device->size);
-}
-
-hwaddr vhost_memory_devices_end(void)
-{
-    hwaddr end = 0;
-
-    memslot_account_foreach_device(vhost_memory_device_end, &end);
-    return end;
-}

@@ -27,6 +27,7 @@
 #define VMEM_SLOT 4
 #define SHMEM_SLOT 5
 #define NET_SLOT 8
+#define DISK_SLOT 9
 
 /* A virtio-mem device, with a boundary of memslots at that offset */
 #define VMEM_ADDR (4 * GiB)
@@ -60,9 +61,29 @@ typedef struct TestVM {
     QVirtQueue *vq;
     /* how many queues had been started when the driver came last */
     unsigned int kicks;
+
+    /* A second device, with a backend of its own, if there is to be one */
+    bool with_disk;
+    QVhostUserBackend *disk_backend;
+    QVirtioPCIDevice *disk;
+    QVirtQueue *disk_vq;
 } TestVM;
 
 /* ---- The VM ---- */
+
+/* Returns arguments for QEMU. */
+static char *add_disk(TestVM *vm)
+{
+    g_autofree char *socket = g_strdup_printf("%s/disk", vm->tmpdir);
+
+    if (!vm->with_disk) {
+        return g_strdup("");
+    }
+    vm->disk_backend = qvhost_user_backend_new(socket, 509);
+    return g_strdup_printf("-chardev socket,id=disk,path=%s "
+                           "-device vhost-user-blk-pci,chardev=disk,addr=%x.0",
+                           socket, DISK_SLOT);
+}
 
 /* @queues: how many pairs of queues the network device has */
 static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
@@ -72,7 +93,9 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
 {
     QPCIAddress mem_addr = { .devfn = QPCI_DEVFN(VMEM_SLOT, 0) };
     QPCIAddress net_addr = { .devfn = QPCI_DEVFN(NET_SLOT, 0) };
+    QPCIAddress disk_addr = { .devfn = QPCI_DEVFN(DISK_SLOT, 0) };
     g_autofree char *args = NULL;
+    g_autofree char *disk = NULL;
     g_autofree char *socket = NULL;
     va_list ap;
     unsigned int i;
@@ -86,6 +109,7 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
     vm->stderr_path = g_strdup_printf("%s/stderr", vm->tmpdir);
     socket = g_strdup_printf("%s/backend", vm->tmpdir);
     vm->backend = qvhost_user_backend_new(socket, max_regions);
+    disk = add_disk(vm);
 
     vm->qts = qtest_initf("-M pc,memory-backend=ram -nodefaults "
         "-m 128M,maxmem=%" PRIu64 "B "
@@ -102,10 +126,10 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
         "-chardev socket,id=chr,path=%s "
         "-netdev vhost-user,id=net,chardev=chr,queues=%u "
         "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mq=on,"
-        "mac=52:54:00:12:34:56,rx_queue_size=%d %s 2>%s",
+        "mac=52:54:00:12:34:56,rx_queue_size=%d %s %s 2>%s",
         RAM_SIZE + vmem_size, vmem_size, VMEM_SLOT, (uint64_t)VMEM_ADDR,
-        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT, RING_ENTRIES, args,
-        vm->stderr_path);
+        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT,
+        RING_ENTRIES, disk, args, vm->stderr_path);
 
     pc_alloc_init(&vm->alloc, vm->qts, 0);
     vm->pcibus = qpci_new_pc(vm->qts, &vm->alloc);
@@ -117,14 +141,19 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
     vm->mem = qvirtio_mem_pci_new(vm->pcibus, &mem_addr, &vm->alloc);
     vm->dev = virtio_pci_new(vm->pcibus, &net_addr);
     g_assert_nonnull(vm->dev);
+    if (vm->with_disk) {
+        vm->disk = virtio_pci_new(vm->pcibus, &disk_addr);
+        g_assert_nonnull(vm->disk);
+    }
 }
 
 /* What a driver finds when it comes, unless the VM is to be migrated to */
 static TestVM *vm_new_with(unsigned int max_regions, uint64_t vmem_size,
-                           unsigned int queues)
+                           unsigned int queues, bool with_disk)
 {
     TestVM *vm = g_new0(TestVM, 1);
 
+    vm->with_disk = with_disk;
     vm_start(vm, max_regions, vmem_size, queues, "%s", "");
     qvirtio_pci_device_enable(vm->dev);
     qvirtio_mem_pci_start(vm->mem);
@@ -133,7 +162,7 @@ static TestVM *vm_new_with(unsigned int max_regions, uint64_t vmem_size,
 
 static TestVM *vm_new(unsigned int max_regions)
 {
-    return vm_new_with(max_regions, VMEM_SIZE, 1);
+    return vm_new_with(max_regions, VMEM_SIZE, 1, false);
 }
 
 static void free_ring(TestVM *vm)
@@ -152,6 +181,12 @@ static void vm_check(TestVM *vm)
 
     qtest_qmp_assert_success(vm->qts, "{ 'execute': 'query-status' }");
     g_assert_cmpstr(error, ==, NULL);
+    if (vm->with_disk) {
+        g_autofree char *disk_error =
+            qvhost_user_backend_error(vm->disk_backend);
+
+        g_assert_cmpstr(disk_error, ==, NULL);
+    }
 }
 
 static void vm_free(TestVM *vm)
@@ -163,6 +198,13 @@ static void vm_free(TestVM *vm)
     qvirtio_mem_pci_free(vm->mem);
     qvirtio_pci_destructor(&vm->dev->obj);
     g_free(vm->dev);
+    if (vm->disk_vq) {
+        qvirtqueue_cleanup(vm->disk->vdev.bus, vm->disk_vq, &vm->alloc);
+    }
+    if (vm->disk) {
+        qvirtio_pci_destructor(&vm->disk->obj);
+        g_free(vm->disk);
+    }
     for (i = 0; i < NB_SHMEMS; i++) {
         g_free(vm->shmem[i]);
     }
@@ -170,6 +212,7 @@ static void vm_free(TestVM *vm)
     alloc_destroy(&vm->alloc);
     qtest_quit(vm->qts);
     qvhost_user_backend_free(vm->backend);
+    qvhost_user_backend_free(vm->disk_backend);
     unlink(vm->stderr_path);
     rmdir(vm->tmpdir);
     g_free(vm->stderr_path);
@@ -261,6 +304,19 @@ static void check_works(TestVM *vm)
     wait_started(vm);
     g_assert_false(needs_reset(vm));
     vm_check(vm);
+}
+
+static void start_disk(TestVM *vm)
+{
+    QVirtioDevice *vdev = &vm->disk->vdev;
+
+    qvirtio_pci_device_enable(vm->disk);
+    qvirtio_start_device(vdev);
+    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
+                               (1ull << VIRTIO_F_VERSION_1));
+    vm->disk_vq = qvirtqueue_setup(vdev, &vm->alloc, 0);
+    qvirtio_set_driver_ok(vdev);
+    qvhost_user_backend_wait(vm->disk_backend, VHOST_USER_SET_VRING_KICK, 1);
 }
 
 /* ---- Rings ---- */
@@ -438,7 +494,7 @@ static unsigned int nr_added(TestVM *vm)
 /* However many queues a device has, it is told once, and counts once. */
 static void test_queues(const void *opaque)
 {
-    TestVM *vm = vm_new_with(509, MANY_MEMSLOTS * GiB, MANY_QUEUES);
+    TestVM *vm = vm_new_with(509, MANY_MEMSLOTS * GiB, MANY_QUEUES, false);
     unsigned int i, added, vhosts = 0;
     const QListEntry *entry;
     QDict *rsp;
@@ -480,11 +536,11 @@ static void test_queues(const void *opaque)
 #define PAGE_ADDR(i) (VMEM_ADDR + (i) * PAGE)
 #define SHMEM_OFFSET (64 * KiB)
 
-static void wait_for_log(TestVM *vm)
+static void wait_for_log(QVhostUserBackend *backend)
 {
     const gint64 end = g_get_monotonic_time() + TIMEOUT_US;
 
-    while (!qvhost_user_backend_log(vm->backend, PAGE_ADDR(0))) {
+    while (!qvhost_user_backend_log(backend, PAGE_ADDR(0))) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(1000);
     }
@@ -577,7 +633,7 @@ static void test_log_size(const void *opaque)
     plug(vm, 0);
     check_works(vm);
     measure_dirty_rate(vm, 60);
-    wait_for_log(vm);
+    wait_for_log(vm->backend);
     for (i = 0; i < ARRAY_SIZE(addrs); i++) {
         move_shmem(vm, 0, addrs[i]);
         plug(vm, 2 * GiB);
@@ -667,6 +723,7 @@ static TestVM *start_migration(TestVM *vm)
     TestVM *target = g_new0(TestVM, 1);
     uint8_t content = 1;
 
+    target->with_disk = vm->with_disk;
     vm_start(target, 509, VMEM_SIZE, 1, "-incoming %s", uri);
     set_limits(vm, 10 * MiB, 1);
     qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate',"
@@ -676,7 +733,10 @@ static TestVM *start_migration(TestVM *vm)
     }
     set_limits(vm, 1000, 1);
     qtest_memset(vm->qts, scratch, content, SCRATCH_SIZE);
-    wait_for_log(vm);
+    wait_for_log(vm->backend);
+    if (vm->with_disk) {
+        wait_for_log(vm->disk_backend);
+    }
     return target;
 }
 
@@ -692,45 +752,62 @@ static void finish_migration(TestVM *vm, TestVM *target)
 }
 
 /* Write to memory by way of the backend, and tell of it or not. */
-static void backend_write(TestVM *vm, uint64_t addr, bool log)
+static void backend_write(QVhostUserBackend *backend, uint64_t addr, bool log)
 {
-    void *memory = qvhost_user_backend_memory(vm->backend, addr, PAGE);
+    void *memory = qvhost_user_backend_memory(backend, addr, PAGE);
 
     g_assert_nonnull(memory);
     memset(memory, 2, PAGE);
     if (log) {
-        g_assert_true(qvhost_user_backend_log(vm->backend, addr));
+        g_assert_true(qvhost_user_backend_log(backend, addr));
     }
 }
 
 /* The log is replaced in the middle of a migration, and memory moves. */
 static void test_log_moves(const void *opaque)
 {
-    TestVM *vm = vm_new(509), *target;
+    const bool with_disk = opaque;
+    TestVM *vm = vm_new_with(509, VMEM_SIZE, 1, with_disk), *target;
+    QVhostUserBackend *backends[] = { vm->backend, vm->disk_backend };
+    unsigned int i;
 
     plug(vm, 0);
     move_shmem(vm, 0, SHMEM_ADDR);
     check_works(vm);
+    if (with_disk) {
+        start_disk(vm);
+    }
     target = start_migration(vm);
 
-    backend_write(vm, PAGE_ADDR(1), true);
-    backend_write(vm, SHMEM_ADDR + SHMEM_OFFSET, true);
+    /* Each writes to pages of its own. */
+    for (i = 0; i <= with_disk; i++) {
+        backend_write(backends[i], PAGE_ADDR(4 + i), true);
+        backend_write(backends[i], SHMEM_ADDR + SHMEM_OFFSET + i * PAGE, true);
+    }
     /* The test would prove nothing if this one arrived. */
-    backend_write(vm, PAGE_ADDR(2), false);
+    backend_write(vm->backend, PAGE_ADDR(2), false);
     move_shmem(vm, 0, 1 * TiB);
-    backend_write(vm, PAGE_ADDR(3), true);
-    backend_write(vm, 1 * TiB + SHMEM_OFFSET + PAGE, true);
+    for (i = 0; i <= with_disk; i++) {
+        backend_write(backends[i], PAGE_ADDR(8 + i), true);
+        backend_write(backends[i], 1 * TiB + SHMEM_OFFSET + (4 + i) * PAGE,
+                      true);
+    }
     move_shmem(vm, 0, SHMEM_ADDR);
-    backend_write(vm, PAGE_ADDR(4), true);
+    for (i = 0; i <= with_disk; i++) {
+        backend_write(backends[i], PAGE_ADDR(12 + i), true);
+    }
 
     finish_migration(vm, target);
-    g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(1)), ==, 2);
     g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(2)), ==, 0);
-    g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(3)), ==, 2);
-    g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(4)), ==, 2);
-    g_assert_cmpint(qtest_readb(target->qts, SHMEM_ADDR + SHMEM_OFFSET), ==, 2);
-    g_assert_cmpint(qtest_readb(target->qts, SHMEM_ADDR + SHMEM_OFFSET + PAGE),
-                    ==, 2);
+    for (i = 0; i <= with_disk; i++) {
+        const uint64_t shmem = SHMEM_ADDR + SHMEM_OFFSET + i * PAGE;
+
+        g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(4 + i)), ==, 2);
+        g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(8 + i)), ==, 2);
+        g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(12 + i)), ==, 2);
+        g_assert_cmpint(qtest_readb(target->qts, shmem), ==, 2);
+        g_assert_cmpint(qtest_readb(target->qts, shmem + 4 * PAGE), ==, 2);
+    }
     vm_free(target);
     vm_free(vm);
 }
@@ -746,14 +823,14 @@ static void test_log_growth_fails(const void *opaque)
     check_works(vm);
     target = start_migration(vm);
 
-    backend_write(vm, PAGE_ADDR(1), true);
+    backend_write(vm->backend, PAGE_ADDR(1), true);
     limit = forbid_files(vm);
     move_shmem(vm, 0, 1 * TiB);
     g_assert_true(vm_has_said(vm, "vhost cannot log dirty pages any more: all"
                               " pages count as dirty that it can write to"));
     g_assert_false(qvhost_user_backend_log(vm->backend, PAGE_ADDR(0)));
-    backend_write(vm, PAGE_ADDR(2), false);
-    backend_write(vm, 1 * TiB + SHMEM_OFFSET, false);
+    backend_write(vm->backend, PAGE_ADDR(2), false);
+    backend_write(vm->backend, 1 * TiB + SHMEM_OFFSET, false);
     allow_files(vm, limit);
     vm_check(vm);
 
@@ -790,7 +867,12 @@ int main(int argc, char **argv)
     qtest_add_data_func("vhost-memory/log/size", NULL, test_log_size);
     qtest_add_data_func("vhost-memory/log/start-fails", NULL,
                         test_log_start_fails);
-    qtest_add_data_func("vhost-memory/log/moves", NULL, test_log_moves);
+    qtest_add_data_func("vhost-memory/log/moves", (void *)false,
+                        test_log_moves);
+    if (qtest_has_device("vhost-user-blk-pci")) {
+        qtest_add_data_func("vhost-memory/log/moves-shared", (void *)true,
+                            test_log_moves);
+    }
     qtest_add_data_func("vhost-memory/log/growth-fails", NULL,
                         test_log_growth_fails);
     return g_test_run();

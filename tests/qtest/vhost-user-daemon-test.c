@@ -18,6 +18,7 @@
 #include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_scsi.h"
 
 #define PCI_SLOT 4
 #define TIMEOUT_US (30 * G_USEC_PER_SEC)
@@ -75,7 +76,7 @@ static void daemon_start(TestVM *vm)
                         vm->slow ? SLOW_IOPS : 0);
     g_autofree char *export =
         g_strdup_printf("vhost-user-blk,id=export,node-name=disk,writable=on,"
-                        "num-queues=2,addr.type=unix,addr.path=%s", vm->socket);
+                        "num-queues=3,addr.type=unix,addr.path=%s", vm->socket);
 
     unlink(vm->socket);
     vm->daemon = fork();
@@ -352,9 +353,9 @@ static void test_netdev(void)
     vm_add_chardev(vm);
     error = qtest_qmp_assert_failure_ref(vm->qts,
         "{ 'execute': 'netdev_add', 'arguments': { 'type': 'vhost-user',"
-        "  'id': 'net', 'chardev': 'chr', 'queues': 3 } }");
+        "  'id': 'net', 'chardev': 'chr', 'queues': 4 } }");
     g_assert_cmpstr(qdict_get_str(error, "desc"), ==,
-                    "you are asking more queues than supported: 2");
+                    "you are asking more queues than supported: 3");
     qobject_unref(error);
     vm_stop(vm);
 }
@@ -449,6 +450,22 @@ static void test_stop(void)
     vm_stop(vm);
 }
 
+/* QEMU does not like what the guest writes, but that is the guest's problem. */
+static void test_config(void)
+{
+    TestVM *vm = vm_new(false, "");
+    const uint32_t offset = offsetof(struct virtio_scsi_config, sense_size);
+
+    vm_add_device(vm, "vhost-user-scsi-pci");
+    device_start(vm, 0);
+    qpci_io_writel(vm->dev->pdev, vm->dev->bar,
+                   vm->dev->device_cfg_offset + offset, 1);
+    g_assert_true(vm->dev->vdev.bus->get_status(&vm->dev->vdev) &
+                  VIRTIO_CONFIG_S_NEEDS_RESET);
+    device_stop(vm, 0);
+    vm_stop(vm);
+}
+
 int main(int argc, char **argv)
 {
     unsigned int i;
@@ -464,6 +481,9 @@ int main(int argc, char **argv)
     qtest_add_data_func("vhost-user-daemon/memory/replaced", (void *)true,
                         test_memory);
     qtest_add_func("vhost-user-daemon/netdev", test_netdev);
+    if (qtest_has_device("vhost-user-scsi-pci")) {
+        qtest_add_func("vhost-user-daemon/config", test_config);
+    }
     qtest_add_func("vhost-user-daemon/stop", test_stop);
     for (i = 0; i < ARRAY_SIZE(returns); i++) {
         const Return *test = &returns[i];

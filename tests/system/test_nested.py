@@ -234,6 +234,23 @@ class TestVhost(NestedTestCase):
         self.assertEqual(self.check_vhost(FEW_REGIONS, 0), regions)
         self.assertEqual(self.seen_by_vhost(), [(0, 100 * GIB)])
 
+    def test_queues(self) -> None:
+        """However many pairs of queues there are, they are one backend."""
+        HOST.limit_vhost(MANY_REGIONS)
+        self.start(100 * GIB)
+        self.machine.cmd('netdev_add', type='tap', vhost=True, vhostforce=True,
+                         queues=4, **{**TAP, 'ifname': 'tap1'})
+        before = self.holders()[NET]
+        self.map_memslots(100)
+        self.check_memory_devices(100, 0)
+        self.assertEqual(
+            [holder for holder in self.machine.cmd('query-memslots')['holders']
+             if holder['type'] == 'vhost'],
+            [{**before, 'used': before['used'] + 100,
+              'free': before['free'] - 100, 'reserved': 0}])
+        self.machine.cmd('netdev_del', id=NET)
+        self.assertEqual(list(self.holders()), ['kvm'])
+
     def test_after_device(self) -> None:
         """It may come when memory is plugged already, and go again."""
         for limit, table in (

@@ -8,8 +8,8 @@
  * needs, and never shrinks while it is in use: what is taken away may have been
  * written to, and the kernel goes on with rings that lie in it.
  *
- * If there is no memory for a larger log, a backend is left without, and has to
- * be told not to log. Everything that it can write to is dirty then.
+ * If there is no memory for a larger log, a backend is left without. Everything
+ * that it can write to is dirty then.
  *
  * All functions must be called with the BQL held.
  *
@@ -22,35 +22,26 @@
 #include "hw/virtio/vhost.h"
 
 /**
- * vhost_log_needed: how large a log has to be
+ * vhost_log_use: have a backend use a log
  *
- * Rings count as well: memory may have gone from where they are, but not for
- * the kernel.
+ * To be called before the backend is told to log.
  *
  * @dev: the backend
- * @sections: the sections of memory that it has, or is about to get
- * @nb_sections: their number
  *
- * Returns: the number of chunks, each for VHOST_LOG_CHUNK bytes of memory
+ * Returns: zero on success, or a negative error number.
  */
-uint64_t vhost_log_needed(struct vhost_dev *dev,
-                          const MemoryRegionSection *sections,
-                          unsigned int nb_sections);
+int vhost_log_use(struct vhost_dev *dev);
 
 /**
- * vhost_log_use: have a backend use a log of at least that size
+ * vhost_log_grow: have a log that is large enough for new sections
  *
- * To be called before the backend is told to log, and while it logs, before it
- * is given more memory, while @dev has the sections that it had before. If the
- * log has to grow, all backends of the type change to the new one.
+ * To be called before the backend gets its tmp_sections, and while all else is
+ * as before. If the log has to grow, all backends of the type change to the new
+ * one. If it cannot, the backend is told not to log any more.
  *
- * @dev: the backend
- * @size: the number of chunks
- *
- * Returns: zero on success, or a negative error number, with the backend's log
- * being as before.
+ * @dev: the backend; nothing happens if it does not log
  */
-int vhost_log_use(struct vhost_dev *dev, uint64_t size);
+void vhost_log_grow(struct vhost_dev *dev);
 
 /**
  * vhost_log_leave: have a backend without a log
@@ -76,5 +67,15 @@ void vhost_log_sync(MemoryListener *listener, MemoryRegionSection *section);
  */
 void vhost_log_sync_removed(struct vhost_dev *dev, MemoryRegionSection *old,
                             unsigned int nb_old);
+
+/**
+ * vhost_dev_set_log: tell a backend whether to log, in vhost.c
+ *
+ * @dev: the backend, which is started, and has a log
+ * @enable_log: whether to log
+ *
+ * Returns: zero on success, or a negative error number.
+ */
+int vhost_dev_set_log(struct vhost_dev *dev, bool enable_log);
 
 #endif /* HW_VIRTIO_VHOST_LOG_H */

@@ -114,16 +114,4 @@ typedef bool VhostSectionFilter(struct vhost_dev *hdev,
 void vhost_whole_devices_add(struct vhost_dev *hdev,
                              VhostSectionFilter *filter);
 
-/**
- * vhost_memory_devices_end: where memory devices that map memslots on demand
- * end
- *
- * Backends that share a dirty log have to agree on its size, whether they are
- * shown memslots or whole devices, and whatever is mapped.
- *
- * Returns: the first guest-physical address after all of them, or zero if there
- * are none.
- */
-hwaddr vhost_memory_devices_end(void);
-
 #endif /* HW_VIRTIO_VHOST_MEMSLOTS_H */
