@@ -13,7 +13,7 @@
 #include "qapi/qapi-events-memslots.h"
 #include "qapi/qapi-visit-common.h"
 #include "qapi/visitor.h"
-#include "qemu/bitops.h"
+#include "qemu/bitmap.h"
 #include "qemu/error-report.h"
 #include "qemu/rcu.h"
 #include "qemu/units.h"
@@ -287,11 +287,38 @@ void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err)
     }
 }
 
+/*
+ * Whoever sent the state may have made it up. What a driver may ask for is
+ * checked against it later, and must not lead out of the region.
+ */
+static bool virtio_mem_state_is_sane(const VirtIOMEM *vmem)
+{
+    const uint64_t region_size = virtio_mem_region_size(vmem);
+    const uint64_t nb_plugged = bitmap_count_one(vmem->bitmap,
+                                                 vmem->bitmap_size);
+
+    return vmem->size == nb_plugged * vmem->block_size &&
+           vmem->usable_region_size <= region_size &&
+           vmem->requested_size <= region_size &&
+           QEMU_IS_ALIGNED(vmem->usable_region_size | vmem->requested_size,
+                           vmem->block_size);
+}
+
 int virtio_mem_memslots_load(VirtIOMEM *vmem)
 {
     g_autofree char *backend = NULL;
     Error *local_err = NULL;
     bool mapped;
+
+    if (!virtio_mem_state_is_sane(vmem)) {
+        error_report("virtio-mem device '%s': a state cannot be loaded that has"
+                     " 0x%" PRIx64 " bytes plugged, 0x%" PRIx64 " usable and 0x%"
+                     PRIx64 " requested, as it contradicts itself or the"
+                     " device", virtio_mem_name(vmem), vmem->size,
+                     vmem->usable_region_size, vmem->requested_size);
+        vmem->requested_size = 0;
+        return -EINVAL;
+    }
 
     if (!vmem->memslots.set) {
         return 0;

@@ -11,7 +11,7 @@
 #include "standard-headers/linux/vhost_types.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_net.h"
-#include "vhost-user-backend.h"
+#include "vhost-user-backend-int.h"
 #include <glib-unix.h>
 #include <sys/mman.h>
 #include <sys/un.h>
@@ -26,103 +26,6 @@
 /* libvhost-user has no name for it. */
 #define VHOST_USER_IOTLB_MSG 22
 
-/* Each bit of the log is for that much of guest-physical memory. */
-#define LOG_PAGE_SIZE (4 * KiB)
-
-/* Network devices may have as many pairs of queues. */
-#define MAX_QUEUE_PAIRS 16
-#define MAX_QUEUES (2 * MAX_QUEUE_PAIRS)
-
-/* A memory region, and where its memory is mapped */
-typedef struct Region {
-    VhostUserMemoryRegion region;
-    void *host;
-} Region;
-
-typedef struct Queue {
-    unsigned int num;
-    struct vhost_vring_addr addr;
-    bool started;
-} Queue;
-
-struct QVhostUserBackend {
-    char *path;
-    /* offers VHOST_USER_F_PROTOCOL_FEATURES */
-    bool modern;
-    bool configurable;
-    unsigned int max_regions;
-
-    /* The thread does nothing but to dispatch the sources of the context. */
-    GMainContext *context;
-    GMainLoop *loop;
-    GThread *thread;
-
-    /*
-     * Protects everything below. The thread holds it from when it starts to
-     * look at its sockets until all that came is handled and answered.
-     */
-    GMutex lock;
-    /* signalled when messages came */
-    GCond cond;
-
-    /* -1 and NULL if there is none */
-    int listen_fd;
-    GSource *listen_source;
-    int conn_fd;
-    GSource *conn_source;
-
-    /* What the frontend told: gone with the connection */
-    uint64_t protocol_features;
-    uint64_t features;
-    /* Region, in no order */
-    GArray *regions;
-    Queue queues[MAX_QUEUES];
-    /* NULL if there is none */
-    uint8_t *log;
-    uint64_t log_size;
-    uint64_t log_allocated;
-
-    /* It is behind an IOMMU, and has been told of these: vhost_iotlb_msg */
-    bool iommu;
-    GArray *iotlb;
-    int req_fd;
-
-    /* How many single regions are taken before others are refused */
-    unsigned int nr_taken_regions;
-    unsigned int nr_messages[VHOST_USER_MAX];
-    char *error;
-
-    /* How many messages to do well with before, or -1 */
-    int until_fault;
-    /* The same for the next connection */
-    int fault_again;
-    QVhostUserFault fault;
-};
-
-/* To clang, a variable that there only is a cleanup for would be unused. */
-#define LOCK_GUARD(backend)                                                \
-    G_GNUC_UNUSED g_autoptr(GMutexLocker) locker =                         \
-        g_mutex_locker_new(&(backend)->lock)
-
-/* A message and the files that came with it, which are closed in the end */
-typedef struct Request {
-    VhostUserMsg msg;
-    int fds[VHOST_MEMORY_BASELINE_NREGIONS];
-    unsigned int nr_fds;
-} Request;
-
-static void G_GNUC_PRINTF(2, 3)
-set_error(QVhostUserBackend *backend, const char *fmt, ...)
-{
-    va_list ap;
-
-    if (!backend->error) {
-        va_start(ap, fmt);
-        backend->error = g_strdup_vprintf(fmt, ap);
-        va_end(ap);
-    }
-}
-
 static void drop_source(GSource **source, int *fd)
 {
     if (*source) {
@@ -134,47 +37,13 @@ static void drop_source(GSource **source, int *fd)
     }
 }
 
-static Region *get_region(QVhostUserBackend *backend, unsigned int i)
-{
-    return &g_array_index(backend->regions, Region, i);
-}
-
-static bool is_started(const QVhostUserBackend *backend)
-{
-    unsigned int i;
-
-    for (i = 0; i < MAX_QUEUES; i++) {
-        if (backend->queues[i].started) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void unmap_region(gpointer data)
-{
-    Region *region = data;
-
-    munmap(region->host, region->region.memory_size);
-}
-
-static void drop_log(QVhostUserBackend *backend)
-{
-    if (backend->log) {
-        munmap(backend->log, backend->log_size);
-    }
-    backend->log = NULL;
-    backend->log_size = 0;
-    backend->log_allocated = 0;
-}
-
 static void disconnect(QVhostUserBackend *backend)
 {
     drop_source(&backend->conn_source, &backend->conn_fd);
     backend->protocol_features = 0;
     backend->features = 0;
     memset(backend->queues, 0, sizeof(backend->queues));
-    drop_log(backend);
+    backend_drop_log(backend);
     g_array_set_size(backend->regions, 0);
     g_array_set_size(backend->iotlb, 0);
     if (backend->req_fd >= 0) {
@@ -195,221 +64,7 @@ static GSource *watch(QVhostUserBackend *backend, int fd, GUnixFDSourceFunc fn)
 
 /* ---- Queues ---- */
 
-/* Whether the backend can access that memory of QEMU's in one piece */
-static bool can_access(QVhostUserBackend *backend, uint64_t addr, uint64_t size)
-{
-    unsigned int i;
-
-    for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *region = &get_region(backend, i)->region;
-
-        if (addr >= region->userspace_addr &&
-            addr - region->userspace_addr < region->memory_size) {
-            return size <= region->memory_size -
-                           (addr - region->userspace_addr);
-        }
-    }
-    return false;
-}
-
-/* Whether the log, if there has to be one, has bits up to an address */
-static bool is_logged(const QVhostUserBackend *backend, uint64_t end)
-{
-    return !backend->log || end <= backend->log_size * 8 * LOG_PAGE_SIZE;
-}
-
-static uint64_t used_size(const Queue *queue)
-{
-    return sizeof(struct vring_used) +
-           queue->num * sizeof(struct vring_used_elem);
-}
-
-/*
- * Rings have to be in memory that the backend has; their changes, in the log.
- * Only while it is at work: what belongs together comes one by one.
- */
-static bool queues_are_sane(QVhostUserBackend *backend)
-{
-    unsigned int i;
-
-    for (i = 0; i < MAX_QUEUES; i++) {
-        const Queue *queue = &backend->queues[i];
-
-        /* What an IOMMU translates is not known before it is asked for. */
-        if (!queue->started || backend->iommu) {
-            continue;
-        }
-        if (!can_access(backend, queue->addr.desc_user_addr,
-                        queue->num * sizeof(struct vring_desc)) ||
-            !can_access(backend, queue->addr.avail_user_addr,
-                        sizeof(struct vring_avail) +
-                        queue->num * sizeof(uint16_t)) ||
-            !can_access(backend, queue->addr.used_user_addr,
-                        used_size(queue))) {
-            set_error(backend, "queue %u is not in the memory", i);
-            return false;
-        }
-        if (queue->addr.flags & (1 << VHOST_VRING_F_LOG) &&
-            !is_logged(backend, queue->addr.log_guest_addr +
-                                used_size(queue))) {
-            set_error(backend, "queue %u is not in the log", i);
-            return false;
-        }
-    }
-    return true;
-}
-
-static Queue *get_queue(QVhostUserBackend *backend, unsigned int i)
-{
-    static Queue other;
-
-    if (i >= MAX_QUEUES) {
-        set_error(backend, "queue %u", i);
-        return &other;
-    }
-    return &backend->queues[i];
-}
-
 /* ---- The table of memory regions ---- */
-
-static bool region_is_sane(QVhostUserBackend *backend,
-                           const VhostUserMemoryRegion *region, int fd)
-{
-    struct stat st;
-
-    if (!region->memory_size ||
-        region->guest_phys_addr > UINT64_MAX - region->memory_size ||
-        region->mmap_offset > UINT64_MAX - region->memory_size) {
-        set_error(backend, "bad range of region 0x%" PRIx64,
-                  region->guest_phys_addr);
-        return false;
-    }
-    if (fstat(fd, &st) < 0 ||
-        region->mmap_offset + region->memory_size > st.st_size) {
-        set_error(backend, "region 0x%" PRIx64 " exceeds its file",
-                  region->guest_phys_addr);
-        return false;
-    }
-    return true;
-}
-
-static bool add_region(QVhostUserBackend *backend,
-                       const VhostUserMemoryRegion *region, int fd)
-{
-    const uint64_t addr = region->guest_phys_addr;
-    Region added = { .region = *region };
-    unsigned int i;
-
-    if (!region_is_sane(backend, region, fd)) {
-        return false;
-    }
-    for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *other = &get_region(backend, i)->region;
-
-        if (addr < other->guest_phys_addr + other->memory_size &&
-            other->guest_phys_addr < addr + region->memory_size) {
-            set_error(backend, "region 0x%" PRIx64 " overlaps with 0x%" PRIx64,
-                      addr, other->guest_phys_addr);
-            return false;
-        }
-    }
-    if (backend->regions->len == backend->max_regions) {
-        set_error(backend, "region 0x%" PRIx64 " is one more than %u", addr,
-                  backend->max_regions);
-        return false;
-    }
-    if (is_started(backend) && backend->features & (1ull << VHOST_F_LOG_ALL) &&
-        !is_logged(backend, addr + region->memory_size)) {
-        set_error(backend, "region 0x%" PRIx64 " is not in the log", addr);
-        return false;
-    }
-    added.host = mmap(NULL, region->memory_size, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_NORESERVE, fd, region->mmap_offset);
-    if (added.host == MAP_FAILED) {
-        set_error(backend, "region 0x%" PRIx64 " cannot be mapped: %s", addr,
-                  strerror(errno));
-        return false;
-    }
-    g_array_append_val(backend->regions, added);
-    return true;
-}
-
-static bool remove_region(QVhostUserBackend *backend,
-                          const VhostUserMemoryRegion *region)
-{
-    unsigned int i;
-
-    for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *other = &get_region(backend, i)->region;
-
-        if (region->guest_phys_addr == other->guest_phys_addr &&
-            region->memory_size == other->memory_size &&
-            region->userspace_addr == other->userspace_addr) {
-            g_array_remove_index_fast(backend->regions, i);
-            return queues_are_sane(backend);
-        }
-    }
-    set_error(backend, "region 0x%" PRIx64 " to be removed does not exist",
-              region->guest_phys_addr);
-    return false;
-}
-
-static bool set_regions(QVhostUserBackend *backend, const Request *req)
-{
-    /* Copied as it is misaligned in the message; elsewhere, too. */
-    const VhostUserMemory memory = req->msg.payload.memory;
-    unsigned int i;
-
-    if (memory.nregions > VHOST_MEMORY_BASELINE_NREGIONS ||
-        memory.nregions != req->nr_fds) {
-        set_error(backend, "table of %u regions with %u files",
-                  memory.nregions, req->nr_fds);
-        return false;
-    }
-    g_array_set_size(backend->regions, 0);
-    for (i = 0; i < memory.nregions; i++) {
-        if (!add_region(backend, &memory.regions[i], req->fds[i])) {
-            return false;
-        }
-    }
-    return queues_are_sane(backend);
-}
-
-static bool may_change_single_regions(QVhostUserBackend *backend)
-{
-    if (!(backend->protocol_features &
-          (1ull << VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS))) {
-        set_error(backend, "request to change a single region");
-        return false;
-    }
-    return true;
-}
-
-/* Returns whether all is well. */
-static bool set_log(QVhostUserBackend *backend, const Request *req)
-{
-    const uint64_t size = req->msg.payload.log.mmap_size;
-    const uint64_t offset = req->msg.payload.log.mmap_offset;
-    struct stat st;
-
-    drop_log(backend);
-    if (req->nr_fds != 1 || !size || fstat(req->fds[0], &st) < 0 ||
-        offset > st.st_size || size > st.st_size - offset) {
-        set_error(backend, "log of %" PRIu64 " bytes with %u files", size,
-                  req->nr_fds);
-        return false;
-    }
-    backend->log = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
-                        req->fds[0], offset);
-    if (backend->log == MAP_FAILED) {
-        backend->log = NULL;
-        set_error(backend, "log cannot be mapped: %s", strerror(errno));
-        return false;
-    }
-    backend->log_size = size;
-    backend->log_allocated = st.st_blocks * 512;
-    return queues_are_sane(backend);
-}
 
 /* ---- Messages ---- */
 
@@ -483,7 +138,8 @@ static void reply_config(QVhostUserBackend *backend, Request *req)
     };
 
     if (config.size > sizeof(config.region)) {
-        set_error(backend, "request for %u bytes of config", config.size);
+        backend_set_error(backend,
+                          "request for %u bytes of config", config.size);
         config.size = sizeof(config.region);
     }
     memcpy(config.region, &capacity, sizeof(capacity));
@@ -531,13 +187,14 @@ static bool handle_question(QVhostUserBackend *backend, Request *req)
         reply_config(backend, req);
         return true;
     case VHOST_USER_GET_VRING_BASE:
-        get_queue(backend, req->msg.payload.state.index)->started = false;
+        backend_get_queue(backend,
+                          req->msg.payload.state.index)->started = false;
         req->msg.payload.state.num = 0;
         g_array_set_size(backend->iotlb, 0);
         reply(backend, req, sizeof(req->msg.payload.state));
         return true;
     case VHOST_USER_SET_LOG_BASE:
-        set_log(backend, req);
+        backend_set_log(backend, req);
         reply(backend, req, 0);
         return true;
     default:
@@ -554,7 +211,7 @@ static bool handle_iotlb(QVhostUserBackend *backend, const Request *req)
     if (req->msg.size != sizeof(msg) || !backend->iommu ||
         (msg.type != VHOST_IOTLB_UPDATE &&
          msg.type != VHOST_IOTLB_INVALIDATE)) {
-        set_error(backend, "bad message for the IOTLB");
+        backend_set_error(backend, "bad message for the IOTLB");
         return false;
     }
     if (msg.type == VHOST_IOTLB_UPDATE) {
@@ -570,52 +227,52 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
 
     switch (req->msg.request) {
     case VHOST_USER_SET_MEM_TABLE:
-        return set_regions(backend, req);
+        return backend_set_regions(backend, req);
     case VHOST_USER_ADD_MEM_REG:
         if (req->nr_fds != 1) {
-            set_error(backend, "region with %u files", req->nr_fds);
+            backend_set_error(backend, "region with %u files", req->nr_fds);
             return false;
         }
-        if (!may_change_single_regions(backend) ||
+        if (!backend_may_change_single_regions(backend) ||
             !backend->nr_taken_regions) {
             return false;
         }
         if (backend->nr_taken_regions != UINT_MAX) {
             backend->nr_taken_regions--;
         }
-        return add_region(backend, &region, req->fds[0]);
+        return backend_add_region(backend, &region, req->fds[0]);
     case VHOST_USER_REM_MEM_REG:
-        return may_change_single_regions(backend) &&
-               remove_region(backend, &region);
+        return backend_may_change_single_regions(backend) &&
+               backend_remove_region(backend, &region);
     case VHOST_USER_SET_PROTOCOL_FEATURES:
         backend->protocol_features = req->msg.payload.u64;
         if (req->msg.payload.u64 & ~protocol_features(backend)) {
-            set_error(backend, "protocol features 0x%" PRIx64,
-                      req->msg.payload.u64);
+            backend_set_error(backend, "protocol features 0x%" PRIx64,
+                              req->msg.payload.u64);
             return false;
         }
         return true;
     case VHOST_USER_SET_VRING_KICK:
-        get_queue(backend, req->msg.payload.u64 &
-                           VHOST_USER_VRING_IDX_MASK)->started = true;
-        return queues_are_sane(backend);
+        backend_get_queue(backend, req->msg.payload.u64 &
+                          VHOST_USER_VRING_IDX_MASK)->started = true;
+        return backend_queues_are_sane(backend);
     case VHOST_USER_SET_VRING_NUM:
-        get_queue(backend, req->msg.payload.state.index)->num =
+        backend_get_queue(backend, req->msg.payload.state.index)->num =
             req->msg.payload.state.num;
         return true;
     case VHOST_USER_IOTLB_MSG:
         return handle_iotlb(backend, req);
     case VHOST_USER_SET_VRING_ADDR:
-        get_queue(backend, req->msg.payload.addr.index)->addr =
+        backend_get_queue(backend, req->msg.payload.addr.index)->addr =
             req->msg.payload.addr;
-        return queues_are_sane(backend);
+        return backend_queues_are_sane(backend);
     case VHOST_USER_SET_FEATURES:
         backend->features = req->msg.payload.u64;
         return true;
     case VHOST_USER_SET_BACKEND_REQ_FD:
         if (req->nr_fds != 1 || backend->req_fd >= 0) {
-            set_error(backend, "a channel of its own with %u files",
-                      req->nr_fds);
+            backend_set_error(backend, "a channel of its own with %u files",
+                              req->nr_fds);
             return false;
         }
         /* Nothing is asked for, but it has to stay. */
@@ -631,7 +288,7 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
     case VHOST_USER_SET_CONFIG:
         return true;
     default:
-        set_error(backend, "unexpected request %d", req->msg.request);
+        backend_set_error(backend, "unexpected request %d", req->msg.request);
         /* The frontend may wait for an answer that we do not know. */
         shutdown(backend->conn_fd, SHUT_RDWR);
         return false;
@@ -695,7 +352,7 @@ static bool receive(QVhostUserBackend *backend, Request *req)
     if (req->msg.size > sizeof(req->msg.payload) ||
         (req->msg.flags & VHOST_USER_VERSION_MASK) != PROTOCOL_VERSION ||
         hdr.msg_flags & MSG_CTRUNC) {
-        set_error(backend, "malformed request %d", req->msg.request);
+        backend_set_error(backend, "malformed request %d", req->msg.request);
         return false;
     }
     if (!req->msg.size) {
@@ -778,7 +435,7 @@ static gboolean listen_ready(gint fd, GIOCondition condition, gpointer opaque)
         serve(backend);
     }
     if (backend->conn_source) {
-        set_error(backend, "a second frontend");
+        backend_set_error(backend, "a second frontend");
         close(conn_fd);
         return G_SOURCE_CONTINUE;
     }
@@ -846,7 +503,7 @@ QVhostUserBackend *qvhost_user_backend_new(const char *path,
     backend->fault_again = -1;
     backend->req_fd = -1;
     backend->regions = g_array_new(false, false, sizeof(Region));
-    g_array_set_clear_func(backend->regions, unmap_region);
+    g_array_set_clear_func(backend->regions, backend_unmap_region);
     backend->iotlb = g_array_new(false, false, sizeof(struct vhost_iotlb_msg));
     g_mutex_init(&backend->lock);
     g_cond_init(&backend->cond);
@@ -916,7 +573,7 @@ bool qvhost_user_backend_started(QVhostUserBackend *backend)
 {
     LOCK_GUARD(backend);
 
-    return is_started(backend);
+    return backend_is_started(backend);
 }
 
 unsigned int qvhost_user_backend_nr_regions(QVhostUserBackend *backend)
@@ -941,7 +598,8 @@ GArray *qvhost_user_backend_regions(QVhostUserBackend *backend)
     unsigned int i;
 
     for (i = 0; i < backend->regions->len; i++) {
-        const VhostUserMemoryRegion *from = &get_region(backend, i)->region;
+        const VhostUserMemoryRegion *from =
+            &backend_get_region(backend, i)->region;
         const QVhostUserRegion region = {
             .addr = from->guest_phys_addr,
             .size = from->memory_size,
@@ -961,7 +619,7 @@ void *qvhost_user_backend_memory(QVhostUserBackend *backend, uint64_t addr,
     unsigned int i;
 
     for (i = 0; i < backend->regions->len; i++) {
-        const Region *region = get_region(backend, i);
+        const Region *region = backend_get_region(backend, i);
         const uint64_t start = region->region.guest_phys_addr;
 
         if (addr >= start && addr - start < region->region.memory_size &&
@@ -1023,7 +681,7 @@ uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
         }
         for (j = 0; j < backend->regions->len; j++) {
             const VhostUserMemoryRegion *region =
-                &get_region(backend, j)->region;
+                &backend_get_region(backend, j)->region;
 
             if (msg->uaddr >= region->userspace_addr &&
                 msg->uaddr + msg->size <= region->userspace_addr +
@@ -1031,8 +689,9 @@ uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
                 return region->guest_phys_addr + uaddr - region->userspace_addr;
             }
         }
-        set_error(backend, "entry of the IOTLB for 0x%" PRIx64 " leads out of"
-                  " all regions", iova);
+        backend_set_error(backend,
+                          "entry of the IOTLB for 0x%" PRIx64 " leads out of"
+                          " all regions", iova);
     }
     return UINT64_MAX;
 }
@@ -1052,6 +711,17 @@ unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
 
     g_assert(request < VHOST_USER_MAX);
     return backend->nr_messages[request];
+}
+
+void qvhost_user_backend_wait_started(QVhostUserBackend *backend)
+{
+    LOCK_GUARD(backend);
+    const gint64 end_time = g_get_monotonic_time() + WAIT_TIMEOUT_US;
+
+    while (!backend_is_started(backend)) {
+        g_assert_true(g_cond_wait_until(&backend->cond, &backend->lock,
+                                        end_time));
+    }
 }
 
 void qvhost_user_backend_wait(QVhostUserBackend *backend,

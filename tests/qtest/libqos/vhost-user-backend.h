@@ -258,6 +258,9 @@ void qvhost_user_backend_take_regions(QVhostUserBackend *backend,
 unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
                                              VhostUserRequest request);
 
+/* Wait for a queue to be started, which QEMU does not wait for. */
+void qvhost_user_backend_wait_started(QVhostUserBackend *backend);
+
 /**
  * qvhost_user_backend_wait:
  * @backend: the backend

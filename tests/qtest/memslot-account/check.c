@@ -262,16 +262,20 @@ void backend_forget(Backend *backend)
 static void check_backend(Backend *backend, const Shown *shown)
 {
     GArray *expected = shown->regions[backend->whole_devices];
-    g_autofree char *error = qvhost_user_backend_error(backend->vu);
-    g_autoptr(GArray) regions = qvhost_user_backend_regions(backend->vu);
+    g_autofree char *error = NULL;
+    g_autoptr(GArray) regions = NULL;
     unsigned int i;
 
+    if (backend->started) {
+        qvhost_user_backend_wait_started(backend->vu);
+    }
+    error = qvhost_user_backend_error(backend->vu);
     g_assert_cmpstr(error, ==, NULL);
-    g_assert_cmpint(qvhost_user_backend_started(backend->vu), ==,
-                    backend->started);
     if (!backend->started) {
+        g_assert_false(qvhost_user_backend_started(backend->vu));
         return;
     }
+    regions = qvhost_user_backend_regions(backend->vu);
     g_assert_cmpuint(regions->len, ==, expected->len);
     for (i = 0; i < expected->len; i++) {
         const QVhostUserRegion *a = &g_array_index(regions, QVhostUserRegion,

@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bswap.h"
 #include "checks.h"
 #include "failures.h"
 #include "listeners.h"
@@ -256,7 +257,74 @@ static void test_migration_discard_fails(const TestCase *test)
     vm_stop(from);
 }
 
+/* Put a number in the place of one that is in the file once; big endian. */
+static void forge(const char *path, const uint64_t was[2], uint64_t forged)
+{
+    const uint64_t wanted[2] = { cpu_to_be64(was[0]), cpu_to_be64(was[1]) };
+    const uint64_t value = cpu_to_be64(forged);
+    g_autofree char *state = NULL;
+    char *found, *again;
+    gsize size;
+
+    g_assert_true(g_file_get_contents(path, &state, &size, NULL));
+    found = memmem(state, size, wanted, sizeof(wanted));
+    g_assert_nonnull(found);
+    again = memmem(found + 1, state + size - (found + 1), wanted,
+                   sizeof(wanted));
+    g_assert_null(again);
+    memcpy(found, &value, sizeof(value));
+    g_assert_true(g_file_set_contents(path, state, size, NULL));
+}
+
+static void check_forged(const TestCase *test, const TestVM *from,
+                         const char *path)
+{
+    g_autofree char *uri = g_strdup_printf("exec:cat %s", path);
+    TestVM *to = boot_destination(test, &test->config, TESTDEV);
+
+    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_set_expected_status(to->qts, EXIT_FAILURE);
+    wait_for_exit(to);
+    expect_stderr(to, "a state cannot be loaded that has");
+    vm_stop(to);
+}
+
+/*
+ * A state that was made up must not have the guest's requests lead out of the
+ * region.
+ */
+static void test_migration_forged(const TestCase *test)
+{
+    TestVM *from = vm_start(test);
+    Model *model = vm_model(from, 0);
+    const uint64_t block = model->block_size;
+    g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
+    /* usable_region_size and requested_size stand side by side. */
+    uint64_t late[2], early[2];
+
+    request_size(from, 0, 3 * GiB + 3 * block);
+    assert_ack(plug_at(from, 0, model->addr, 64));
+    migrate_to_file(from, path);
+    late[0] = model->usable_size;
+    late[1] = model->requested_size;
+    /* So do the plugged size and the bitmap. */
+    early[0] = 64 * block;
+    early[1] = UINT64_MAX;
+
+    forge(path, late, model->region_size + block);
+    check_forged(test, from, path);
+    late[0] = model->region_size + block;
+    forge(path, late, model->usable_size);
+    late[0] = model->usable_size;
+
+    forge(path, early, 65 * block);
+    check_forged(test, from, path);
+    vm_stop(from);
+}
+
 static const TestGroup groups[] = {
+    { "migration-forged", test_migration_forged, basic_configs },
     { "busy-while-migrating", test_busy_while_migrating, basic_configs },
     { "idle-while-migrating", test_idle_while_migrating, basic_configs },
     { "migration", test_migration, basic_configs,
