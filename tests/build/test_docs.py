@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sandbox import REPOSITORY, SandboxTest, write
 
-PAGES = ("system/devices/virtio-mem-memslots", "devel/memory-device-memslots")
+PAGES = ("system/devices/virtio-mem-memslots", "devel/memory-device-memslots",
+         "devel/memory-device-trust")
 
 
 class Manual(SandboxTest):
@@ -54,7 +55,7 @@ class Manual(SandboxTest):
                                 source.read_text("utf-8"), re.M)
             self.assertTrue(titles)
             self.assert_tells(f"{page}.html", *titles)
-        users, developers = PAGES
+        users, developers, _ = PAGES
         self.assert_tells(f"{users}.html", "dynamicMemslots='yes'",
                           "<qemu:override>")
         self.assert_tells(f"{developers}.html", "memslot_set_sync")

@@ -222,15 +222,16 @@ bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
 void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err);
 
 /**
- * virtio_mem_memslots_load: map the memslots that a loaded state asks for
+ * virtio_mem_memslots_load: check a loaded state, map the memslots it asks for
  *
  * Listeners that register meanwhile are not told what is plugged: the caller
  * tells all of them afterwards, see virtio_mem_memslots_replay_later().
  *
  * @vmem: the device, with bitmap and usable region as far as they were loaded
  *
- * Returns: zero, or -EBUSY if a memslot was refused, which was reported; the
- * caller has to unplug all memory and to call virtio_mem_memslots_sync() then.
+ * Returns: zero; -EBUSY if a memslot was refused, or -EINVAL if the state cannot
+ * be, with one memslot as with many. That was reported; the caller has to unplug
+ * all memory and to call virtio_mem_memslots_sync() then.
  */
 int virtio_mem_memslots_load(VirtIOMEM *vmem);
 

@@ -286,7 +286,7 @@ static void check_forged(const TestCase *test, const TestVM *from,
                              " 'arguments': { 'uri': %s } }", uri);
     qtest_set_expected_status(to->qts, EXIT_FAILURE);
     wait_for_exit(to);
-    expect_stderr(to, "a state cannot be loaded that has");
+    expect_stderr(to, "requested, as it contradicts itself or the device");
     vm_stop(to);
 }
 
