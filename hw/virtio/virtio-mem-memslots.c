@@ -312,8 +312,8 @@ int virtio_mem_memslots_load(VirtIOMEM *vmem)
 
     if (!virtio_mem_state_is_sane(vmem)) {
         error_report("virtio-mem device '%s': a state cannot be loaded that has"
-                     " 0x%" PRIx64 " bytes plugged, 0x%" PRIx64 " usable and 0x%"
-                     PRIx64 " requested, as it contradicts itself or the"
+                     " 0x%" PRIx64 " bytes plugged, 0x%" PRIx64 " usable and"
+                     " 0x%" PRIx64 " requested, as it contradicts itself or the"
                      " device", virtio_mem_name(vmem), vmem->size,
                      vmem->usable_region_size, vmem->requested_size);
         vmem->requested_size = 0;

@@ -229,9 +229,9 @@ void virtio_mem_memslots_usable_refused(VirtIOMEM *vmem, Error *err);
  *
  * @vmem: the device, with bitmap and usable region as far as they were loaded
  *
- * Returns: zero; -EBUSY if a memslot was refused, or -EINVAL if the state cannot
- * be, with one memslot as with many. That was reported; the caller has to unplug
- * all memory and to call virtio_mem_memslots_sync() then.
+ * Returns: zero; -EBUSY if a memslot was refused, or -EINVAL if the state
+ * cannot be, with one memslot as with many. That was reported; the caller has
+ * to unplug all memory and to call virtio_mem_memslots_sync() then.
  */
 int virtio_mem_memslots_load(VirtIOMEM *vmem);
 
