@@ -16,8 +16,8 @@ typedef bool KVMGetDirtyLog(KVMState *s, KVMSlot *slot);
 /**
  * kvm_sync_populated_log: take dirty pages from the log where RAM is populated
  *
- * What is discarded may be dirty in the log from the start, and stays so. KVM is
- * not asked for the log if nothing is populated.
+ * What is discarded may be dirty in the log from the start, and stays so. KVM
+ * is not asked for the log if nothing is populated.
  *
  * @slot: the memslot, with its slots_lock held
  * @section: memory with a RamDiscardManager, of which the memslot is a part
