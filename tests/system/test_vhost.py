@@ -816,6 +816,21 @@ class TestOldGuest(TestGuest):
     """The same with an older one."""
     kind = OldStorageDaemon
 
+    def test_migration(self) -> None:
+        """
+        The guest is migrated between its requests: QEMU 7.2's daemon loses
+        those that are not done when it stops.
+        """
+        source, _ = self.boot()
+        target, backend = self.machine('second')
+        target.add_incoming()
+        target.launch()
+        self.finish_io(source, self.start_io(source))
+        source.migrate_to(target)
+        source.shutdown()
+        self.assert_view(target, backend)
+        self.finish_io(target, self.start_io(target))
+
 
 if __name__ == '__main__':
     unittest.main()
