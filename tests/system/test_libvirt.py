@@ -181,7 +181,9 @@ class LibvirtTest(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertEqual(json.loads(result.stdout), {
             'devices': [domain.memory_device()],
-            'memslots': domain.command('query-memslots')})
+            'memslots': domain.command('query-memslots'),
+            # libvirt hands no events on.
+            'refusals': []})
         result = self.run_top('--domain', domain.name, PATH=path,
                               LIBVIRT_DEFAULT_URI=domain.host.uri)
         self.assertEqual(result.returncode, 0, result.stderr)
