@@ -353,7 +353,8 @@ MemoryRegion *virtio_mem_memslots_get_region(VirtIOMEM *vmem)
     }
 
     if (!vmem->memslots.set) {
-        vmem->memslots.set = memslot_set_new(OBJECT(vmem), TYPE_VIRTIO_MEM, mr);
+        vmem->memslots.set = memslot_set_new(
+            vmem->memslots.proxy ?: OBJECT(vmem), TYPE_VIRTIO_MEM, mr);
     }
     return memslot_set_container(vmem->memslots.set);
 }
@@ -566,6 +567,7 @@ void virtio_mem_memslots_alias_properties(Object *proxy, VirtIOMEM *vmem)
 {
     int i;
 
+    vmem->memslots.proxy = proxy;
     for (i = 0; i < ARRAY_SIZE(virtio_mem_memslots_props); i++) {
         object_property_add_alias(proxy, virtio_mem_memslots_props[i].name,
                                   OBJECT(vmem),

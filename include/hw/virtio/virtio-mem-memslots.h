@@ -47,6 +47,12 @@ typedef struct VirtIOMEMMemslots {
     /* NULL: the memory region of the backend is mapped as a whole */
     MemslotSet *set;
 
+    /*
+     * What the device is a part of, if it is: flat views refer to the owner of
+     * the container, and the device's memory goes with its proxy.
+     */
+    Object *proxy;
+
     /* requests that were refused, of which one a minute is reported */
     ReportLimit refusals;
 
