@@ -299,6 +299,17 @@ class TestKnown(unittest.TestCase):
             'device_add 0x80000000 0x200000 1 1 1; '
             + 20 * 'dimm_add 0xc000000 0; dimm_remove 0; savevm 0; '))
 
+    def test_devices_gone(self) -> None:
+        """Devices go while a memory map that they were in still exists."""
+        environment.require_kvm()
+        for _ in range(3):
+            Stress('kvm').replay(True, parse_steps(
+                'device_add 0x80000000 0x400000 1 0 1; '
+                'device_add 0x108e00000 0x100000 0 0 1; '
+                'device_add 0x100000000 0x1000000 1 0 1; '
+                'restart 1; device_remove; '
+                'device_add 0x300000000 0x200000 1 0 1; device_remove'))
+
     def test_loaded_while_stopped(self) -> None:
         """A snapshot is loaded into a machine that does not run."""
         for _ in range(3):
