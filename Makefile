@@ -1,6 +1,7 @@
 # One line each; the work is done in configure, meson.build and scripts/
 
 FUZZ_SECONDS = 600
+STRESS_SEEDS = 20
 BENCH =
 # What no test may be skipped for the lack of: kvm,guest,root,net
 REQUIRE ?=
@@ -17,6 +18,12 @@ docs: build/build.ninja
 
 check: build/build.ninja
 	@scripts/check build
+
+# Sequences of steps that nobody has taken before
+stress: all
+	BUILD_DIR=$(CURDIR)/build QEMU_SYSTEM=$(CURDIR)/build/qemu-system-x86_64 \
+	PYTHONPATH=$(CURDIR)/build/qemu/python /usr/bin/python3 tests/system/stress.py \
+	    --seed $$(od -An -N4 -tu4 /dev/urandom) --seeds $(STRESS_SEEDS) --steps 200
 
 # Other builds of the same source, so that build/ stays as it is
 check-aarch64:
@@ -64,10 +71,10 @@ clean:
 
 distclean:
 	test ! -d build/qemu || scripts/series/graft --check
-	rm -rf build build-aarch64 build-sanitizers build-fuzz
+	rm -rf build build-aarch64 build-s390x build-sanitizers build-fuzz
 
 # The directories of tests change when a test comes or goes.
 build/build.ninja: configure meson.build meson_options.txt $(wildcard patches patches/* patches/*/* tests/*)
 	./configure --again
 
-.PHONY: all demo docs bench bench-page check check-aarch64 check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean
+.PHONY: all demo docs bench bench-page check stress check-aarch64 check-s390x check-sanitizers fuzz fuzz-build fuzz-merge series series-build install clean distclean
