@@ -353,8 +353,12 @@ MemoryRegion *virtio_mem_memslots_get_region(VirtIOMEM *vmem)
     }
 
     if (!vmem->memslots.set) {
-        vmem->memslots.set = memslot_set_new(
-            vmem->memslots.proxy ?: OBJECT(vmem), TYPE_VIRTIO_MEM, mr);
+        vmem->memslots.set = memslot_set_new(OBJECT(vmem), TYPE_VIRTIO_MEM, mr);
+        if (vmem->memslots.proxy) {
+            /* References to it are to keep what the device is a part of. */
+            memslot_set_container(vmem->memslots.set)->owner =
+                vmem->memslots.proxy;
+        }
     }
     return memslot_set_container(vmem->memslots.set);
 }
