@@ -13,18 +13,8 @@
 #include "steps.h"
 #include "tests.h"
 
-/* A request that fails because of a migration leaves all as it is. */
-static void test_busy_while_migrating(const TestCase *test)
+static void start_slow_migration(TestVM *vm)
 {
-    TestVM *vm = vm_start(test);
-    Model *model = vm_model(vm, 0);
-    const uint64_t addr = model->addr, block = model->block_size;
-    g_autofree char *status = NULL;
-    uint16_t state;
-
-    request_size(vm, 0, 2 * GiB);
-    assert_ack(plug_at(vm, 0, addr, 4));
-
     /* Too slow to be over before we are; anything below 10 means no limit. */
     qtest_qmp_assert_success(vm->qts,
                              "{ 'execute': 'migrate-set-parameters',"
@@ -32,10 +22,35 @@ static void test_busy_while_migrating(const TestCase *test)
     qtest_qmp_assert_success(vm->qts,
                              "{ 'execute': 'migrate',"
                              " 'arguments': { 'uri': 'exec:cat >/dev/null' } }");
-    model->busy = BUSY_ALWAYS;
+    vm_model(vm, 0)->busy = BUSY_ALWAYS;
     wait_for_migration_status(vm, "active");
     /* Dirty logging was turned on, for which memslots change their flags. */
     vm_skip_changes(vm);
+}
+
+/* It must not be over yet. */
+static void cancel_migration(TestVM *vm)
+{
+    g_autofree char *status = migration_status(vm);
+
+    g_assert_cmpstr(status, ==, "active");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_for_migration_status(vm, "cancelled");
+    vm_model(vm, 0)->busy = BUSY_NEVER;
+}
+
+/* A request that fails because of a migration leaves all as it is. */
+static void test_busy_while_migrating(const TestCase *test)
+{
+    TestVM *vm = vm_start(test);
+    Model *model = vm_model(vm, 0);
+    const uint64_t addr = model->addr, block = model->block_size;
+    uint16_t state;
+
+    request_size(vm, 0, 2 * GiB);
+    assert_ack(plug_at(vm, 0, addr, 4));
+
+    start_slow_migration(vm);
 
     assert_busy(plug_at(vm, 0, addr + 4 * block, 1));
     assert_busy(plug_at(vm, 0, addr + 1 * GiB, 1));
@@ -52,11 +67,7 @@ static void test_busy_while_migrating(const TestCase *test)
     system_reset(vm);
     g_assert_cmphex(model_plugged_size(model), ==, 4 * block);
 
-    status = migration_status(vm);
-    g_assert_cmpstr(status, ==, "active");
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
-    wait_for_migration_status(vm, "cancelled");
-    model->busy = BUSY_NEVER;
+    cancel_migration(vm);
     vm_check(vm);
 
     request_size(vm, 0, 2 * GiB);
@@ -70,19 +81,9 @@ static void test_idle_while_migrating(const TestCase *test)
 {
     TestVM *vm = vm_start(test);
     Model *model = vm_model(vm, 0);
-    g_autofree char *status = NULL;
 
     request_size(vm, 0, 2 * GiB);
-    /* Too slow to be over before we are; anything below 10 means no limit. */
-    qtest_qmp_assert_success(vm->qts,
-                             "{ 'execute': 'migrate-set-parameters',"
-                             " 'arguments': { 'max-bandwidth': 1000 } }");
-    qtest_qmp_assert_success(vm->qts,
-                             "{ 'execute': 'migrate',"
-                             " 'arguments': { 'uri': 'exec:cat >/dev/null' } }");
-    model->busy = BUSY_ALWAYS;
-    wait_for_migration_status(vm, "active");
-    vm_skip_changes(vm);
+    start_slow_migration(vm);
 
     assert_busy(plug_at(vm, 0, model->addr, 1));
     assert_ack(unplug_all(vm, 0));
@@ -94,11 +95,7 @@ static void test_idle_while_migrating(const TestCase *test)
     assert_ack(unplug_all(vm, 0));
     g_assert_cmphex(model->usable_size, ==, 0);
 
-    status = migration_status(vm);
-    g_assert_cmpstr(status, ==, "active");
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
-    wait_for_migration_status(vm, "cancelled");
-    model->busy = BUSY_NEVER;
+    cancel_migration(vm);
     vm_skip_changes(vm);
     request_size(vm, 0, 2 * GiB);
     assert_ack(plug_at(vm, 0, model->addr + 1 * GiB, 1));
