@@ -210,6 +210,17 @@ static void backend_write(Backend *backend, uint64_t addr)
     memset(memory, 2, PAGE);
 }
 
+/* As fast as it goes now, and compare. */
+static void finish_migration(TestVM *vm, TestVM *target)
+{
+    qmp_succeeds(vm, "{ 'execute': 'migrate-set-parameters', 'arguments':"
+                 " { 'max-bandwidth': 0 } }");
+    wait_migration(vm, "completed");
+    wait_migration(target, "completed");
+    model_migrated(target, vm);
+    vm_check(target);
+}
+
 /* What backends write while the machine migrates gets to the target. */
 static void check_migration_log(const TestCase *test, const unsigned int *sizes,
                                 unsigned int nb_backends)
@@ -265,12 +276,7 @@ static void check_migration_log(const TestCase *test, const unsigned int *sizes,
     }
     g_assert_cmpuint(log_size_of(backends, nb_backends), ==, log_size);
 
-    qmp_succeeds(vm, "{ 'execute': 'migrate-set-parameters', 'arguments':"
-                 " { 'max-bandwidth': 0 } }");
-    wait_migration(vm, "completed");
-    wait_migration(target, "completed");
-    model_migrated(target, vm);
-    vm_check(target);
+    finish_migration(vm, target);
     for (i = 0; i < nb_backends; i++) {
         assert_content(target, addr + 2 * i * PAGE, 2);
         assert_content(target, addr + (2 * i + 1) * PAGE, 1);
@@ -354,12 +360,7 @@ static void test_migration_log_grows(const TestCase *test)
     }
     assert_busy(qvirtio_mem_plug(&mem->pci->mem, mem->addr + unplugged, 1));
 
-    qmp_succeeds(vm, "{ 'execute': 'migrate-set-parameters', 'arguments':"
-                 " { 'max-bandwidth': 0 } }");
-    wait_migration(vm, "completed");
-    wait_migration(target, "completed");
-    model_migrated(target, vm);
-    vm_check(target);
+    finish_migration(vm, target);
     for (i = 0; i < ARRAY_SIZE(backends); i++) {
         assert_content(target, mem->addr + i * PAGE, 2);
         assert_content(target, mem->addr + unplugged + i * PAGE, 0);
