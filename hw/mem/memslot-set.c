@@ -7,12 +7,12 @@
 #include "qemu/osdep.h"
 #include "hw/mem/memslot-set.h"
 #include "qemu/main-loop.h"
-#include "qom/object.h"
 #include "trace.h"
 
 struct MemslotSet {
+    Object parent_obj;
+
     MemoryRegion container;
-    Object *owner;
     /* the RAM memory region that the aliases point into */
     MemoryRegion *mr;
     /* NULL until the set is divided */
@@ -21,20 +21,22 @@ struct MemslotSet {
     MemoryRegion *aliases;
 };
 
-MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr)
+MemslotSet *memslot_set_new(Object *parent, const char *name, MemoryRegion *mr)
 {
-    MemslotSet *set = g_new0(MemslotSet, 1);
+    MemslotSet *set = MEMSLOT_SET(object_new(TYPE_MEMSLOT_SET));
 
     g_assert(bql_locked());
     g_assert(memory_region_is_ram(mr));
 
+    object_property_add_child(parent, TYPE_MEMSLOT_SET, OBJECT(set));
+    object_unref(set);
+
     /* Not a pure container: one would show what lies below where it is empty */
-    memory_region_init_io(&set->container, owner, NULL, NULL, name,
+    memory_region_init_io(&set->container, OBJECT(set), NULL, NULL, name,
                           memory_region_size(mr));
     set->container.align = memory_region_get_alignment(mr);
     /* Handed down to all aliases, see memory_region_set_unmergeable(). */
     memory_region_set_unmergeable(&set->container, true);
-    set->owner = owner;
     set->mr = mr;
     return set;
 }
@@ -58,7 +60,7 @@ void memslot_set_divide(MemslotSet *set, MemslotPlan *plan)
     for (i = 0; i < count; i++) {
         g_autofree char *alias_name = g_strdup_printf("memslot-%u", i);
 
-        memory_region_init_alias(&set->aliases[i], set->owner, alias_name,
+        memory_region_init_alias(&set->aliases[i], OBJECT(set), alias_name,
                                  set->mr, memslot_plan_offset(plan, i),
                                  memslot_plan_size(plan, i));
     }
@@ -67,25 +69,6 @@ void memslot_set_divide(MemslotSet *set, MemslotPlan *plan)
 bool memslot_set_is_divided(const MemslotSet *set)
 {
     return set->plan;
-}
-
-void memslot_set_free(MemslotSet *set)
-{
-    unsigned int i;
-
-    if (!set) {
-        return;
-    }
-
-    for (i = 0; set->plan && i < memslot_plan_count(set->plan); i++) {
-        g_assert(!memory_region_is_mapped(&set->aliases[i]));
-        object_unparent(OBJECT(&set->aliases[i]));
-    }
-    object_unparent(OBJECT(&set->container));
-
-    g_free(set->aliases);
-    memslot_plan_free(set->plan);
-    g_free(set);
 }
 
 MemoryRegion *memslot_set_container(MemslotSet *set)
@@ -228,3 +211,23 @@ void memslot_set_unmap_all(MemslotSet *set)
                          memslot_wanted_never, NULL);
     }
 }
+
+/* QOM has finalized the memory regions, which are children. */
+static void memslot_set_finalize(Object *obj)
+{
+    MemslotSet *set = MEMSLOT_SET(obj);
+
+    g_free(set->aliases);
+    memslot_plan_free(set->plan);
+}
+
+static const TypeInfo memslot_set_types[] = {
+    {
+        .name = TYPE_MEMSLOT_SET,
+        .parent = TYPE_OBJECT,
+        .instance_size = sizeof(MemslotSet),
+        .instance_finalize = memslot_set_finalize,
+    }
+};
+
+DEFINE_TYPES(memslot_set_types)

@@ -354,11 +354,6 @@ MemoryRegion *virtio_mem_memslots_get_region(VirtIOMEM *vmem)
 
     if (!vmem->memslots.set) {
         vmem->memslots.set = memslot_set_new(OBJECT(vmem), TYPE_VIRTIO_MEM, mr);
-        if (vmem->memslots.proxy) {
-            /* References to it are to keep what the device is a part of. */
-            memslot_set_container(vmem->memslots.set)->owner =
-                vmem->memslots.proxy;
-        }
     }
     return memslot_set_container(vmem->memslots.set);
 }
@@ -469,11 +464,6 @@ void virtio_mem_memslots_unrealize(VirtIOMEM *vmem)
     }
 }
 
-void virtio_mem_memslots_finalize(VirtIOMEM *vmem)
-{
-    memslot_set_free(vmem->memslots.set);
-}
-
 static bool virtio_mem_is_mapped(const VirtIOMEM *vmem)
 {
     return vmem->memdev && memory_region_is_mapped(&vmem->memdev->mr);
@@ -571,7 +561,6 @@ void virtio_mem_memslots_alias_properties(Object *proxy, VirtIOMEM *vmem)
 {
     int i;
 
-    vmem->memslots.proxy = proxy;
     for (i = 0; i < ARRAY_SIZE(virtio_mem_memslots_props); i++) {
         object_property_add_alias(proxy, virtio_mem_memslots_props[i].name,
                                   OBJECT(vmem),

@@ -30,8 +30,10 @@
 
 #include "exec/memory.h"
 #include "hw/mem/memslot-plan.h"
+#include "qom/object.h"
 
-typedef struct MemslotSet MemslotSet;
+#define TYPE_MEMSLOT_SET "memslot-set"
+OBJECT_DECLARE_SIMPLE_TYPE(MemslotSet, MEMSLOT_SET)
 
 /**
  * MemslotWanted: the rule that tells whether a memslot is to be mapped
@@ -68,14 +70,18 @@ typedef struct MemslotHull {
  * A device's memory region is asked for before it is known how many memslots
  * there may be, and must stay the same: so the container comes first.
  *
- * @owner: the object that owns the container and the aliases. Each mapped
- *     memslot keeps a reference to it: a device must unmap all memslots when it
- *     gets unrealized.
+ * The set is an object by itself, and owns the container and the aliases. Flat
+ * views refer to the container by its owner, so they keep the set when @parent
+ * has gone, with whatever that is a part of.
+ *
+ * @parent: the set becomes its child of the name TYPE_MEMSLOT_SET, and goes
+ *     with it. Each mapped memslot keeps a reference to the set: a device must
+ *     unmap all memslots when it gets unrealized.
  * @name: name of the container; the aliases are named memslot-N
  * @mr: the RAM memory region; must stay alive as long as memslots get mapped or
  *     are mapped, and must not be mapped elsewhere
  */
-MemslotSet *memslot_set_new(Object *owner, const char *name, MemoryRegion *mr);
+MemslotSet *memslot_set_new(Object *parent, const char *name, MemoryRegion *mr);
 
 /**
  * memslot_set_divide: divide a set into memslots, once, with nothing mapped
@@ -94,17 +100,6 @@ void memslot_set_divide(MemslotSet *set, MemslotPlan *plan);
  * @set: the set
  */
 bool memslot_set_is_divided(const MemslotSet *set);
-
-/**
- * memslot_set_free: free a set
- *
- * No memslot may be mapped, and the container must not be mapped. May be
- * called from the owner's instance_finalize, when QOM has finalized the memory
- * regions.
- *
- * @set: the set; NULL is fine
- */
-void memslot_set_free(MemslotSet *set);
 
 /**
  * memslot_set_container: the memory region to map in place of the RAM region
@@ -192,7 +187,5 @@ void memslot_set_for_each_unmapped(MemslotSet *set, uint64_t offset,
  * @set: the set, divided or not
  */
 void memslot_set_unmap_all(MemslotSet *set);
-
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(MemslotSet, memslot_set_free)
 
 #endif /* HW_MEM_MEMSLOT_SET_H */

@@ -44,14 +44,8 @@ typedef struct VirtIOMEMMemslots {
     uint64_t min_size;
 
     /* private: */
-    /* NULL: the memory region of the backend is mapped as a whole */
+    /* a child; NULL: the memory region of the backend is mapped as a whole */
     MemslotSet *set;
-
-    /*
-     * What the device is a part of, if it is: flat views refer to the owner of
-     * the container, and the device's memory goes with its proxy.
-     */
-    Object *proxy;
 
     /* requests that were refused, of which one a minute is reported */
     ReportLimit refusals;
@@ -135,16 +129,6 @@ void virtio_mem_memslots_realize(VirtIOMEM *vmem);
  * @vmem: the device; it may be destroyed afterwards
  */
 void virtio_mem_memslots_unrealize(VirtIOMEM *vmem);
-
-/**
- * virtio_mem_memslots_finalize: free what is left
- *
- * Not earlier than in instance_finalize: until then, the container is handed
- * out.
- *
- * @vmem: the device
- */
-void virtio_mem_memslots_finalize(VirtIOMEM *vmem);
 
 /**
  * virtio_mem_memslots_plug: map the memslots of a range that gets plugged
