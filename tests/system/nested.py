@@ -355,7 +355,8 @@ class NestedMachine:
         return sum(re.fullmatch(r'memslot-\d+.*', child['name']) is not None
                    for child in self.cmd(
                        'qom-list',
-                       path=f'/machine/peripheral/{name}/virtio-backend'))
+                       path=f'/machine/peripheral/{name}/virtio-backend'
+                       '/memslot-set'))
 
     def log(self) -> str:
         """What QEMU printed since it runs, and its trace events."""

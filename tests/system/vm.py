@@ -197,6 +197,10 @@ class VirtualMachine(QEMUMachine):
     def plan(self, name: str) -> List[Memslot]:
         """The memslots that a device is divided into."""
         path = f'/machine/peripheral/{name}/virtio-backend'
+        if not any(child['name'] == 'memslot-set'
+                   for child in self.cmd('qom-list', path=path)):
+            return []
+        path += '/memslot-set'
         found = {}
         for child in self.cmd('qom-list', path=path):
             match = re.fullmatch(r'memslot-(\d+)\[\d+\]', child['name'])
