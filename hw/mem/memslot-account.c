@@ -8,7 +8,6 @@
 #include "hw/mem/memslot-account.h"
 #include "exec/address-spaces.h"
 #include "hw/boards.h"
-#include "hw/virtio/vhost-memslots.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "system/kvm.h"
@@ -25,6 +24,16 @@ typedef struct MemslotPromise {
     unsigned int used;
     QLIST_ENTRY(MemslotPromise) next;
 } MemslotPromise;
+
+/* One that holds memslots, beside KVM. */
+typedef struct MemslotHolderEntry {
+    MemslotHolderGet *get;
+    void *opaque;
+    QLIST_ENTRY(MemslotHolderEntry) next;
+} MemslotHolderEntry;
+
+static QLIST_HEAD(, MemslotHolderEntry) memslot_holders =
+    QLIST_HEAD_INITIALIZER(memslot_holders);
 
 static bool memslot_is_shared(MemoryRegion *ram)
 {
@@ -161,18 +170,47 @@ MemslotAccount *memslot_account_find(MachineState *ms)
     return ms && ms->device_memory ? &ms->device_memory->memslots : NULL;
 }
 
+void memslot_account_add_holder(MemslotHolderGet *get, void *opaque)
+{
+    MemslotHolderEntry *entry = g_new0(MemslotHolderEntry, 1);
+
+    entry->get = get;
+    entry->opaque = opaque;
+    QLIST_INSERT_HEAD(&memslot_holders, entry, next);
+}
+
+void memslot_account_remove_holder(void *opaque)
+{
+    MemslotHolderEntry *entry;
+
+    QLIST_FOREACH(entry, &memslot_holders, next) {
+        if (entry->opaque == opaque) {
+            QLIST_REMOVE(entry, next);
+            g_free(entry);
+            return;
+        }
+    }
+}
+
 void memslot_account_foreach_holder(MemslotHolderFunc *func, void *opaque)
 {
+    const MemslotHolderEntry *entry;
+
     if (kvm_enabled()) {
         const unsigned int limit = kvm_get_max_memslots();
         const MemslotHolder kvm = {
+            .kind = MEMSLOT_HOLDER_KVM,
             .limit = limit,
             .used = limit - kvm_get_free_memslots(),
         };
 
         func(&kvm, opaque);
     }
-    vhost_foreach_memslot_holder(func, opaque);
+    QLIST_FOREACH(entry, &memslot_holders, next) {
+        const MemslotHolder holder = entry->get(entry->opaque);
+
+        func(&holder, opaque);
+    }
 }
 
 typedef struct HolderCounts {
@@ -235,14 +273,40 @@ typedef struct HolderCheck {
     unsigned int memslots;
     Error **errp;
     bool failed;
-    /* who failed, if that is a vhost backend */
-    char *backend;
+    /* who failed */
+    MemslotRefuser refuser;
 } HolderCheck;
 
 static char *memslot_holder_name(const MemslotHolder *holder)
 {
-    return holder->id ? g_strdup_printf("vhost backend '%s'", holder->id)
-                      : g_strdup("KVM");
+    static const char *const kinds[] = {
+        [MEMSLOT_HOLDER_KVM] = "KVM",
+        [MEMSLOT_HOLDER_VHOST] = "vhost backend",
+        [MEMSLOT_HOLDER_PCI_PROXY] = "x-pci-proxy-dev",
+    };
+
+    return holder->id ? g_strdup_printf("%s '%s'", kinds[holder->kind],
+                                        holder->id)
+                      : g_strdup(kinds[holder->kind]);
+}
+
+/* What users can do if one cannot hold what was or is to be promised */
+static void memslot_holder_append_hint(const MemslotHolder *holder,
+                                       Error *const *errp)
+{
+    switch (holder->kind) {
+    case MEMSLOT_HOLDER_KVM:
+        error_append_hint(errp, "Use fewer, larger memory devices.\n");
+        break;
+    case MEMSLOT_HOLDER_VHOST:
+        error_append_hint(errp, "Use a vhost backend that can hold more memory"
+                          " regions, or fewer, larger memory devices.\n");
+        break;
+    case MEMSLOT_HOLDER_PCI_PROXY:
+        error_append_hint(errp, "Use fewer, larger memory devices, with"
+                          " 'multiple-memslots=off'.\n");
+        break;
+    }
 }
 
 static void memslot_holder_check_device(const MemslotHolder *holder,
@@ -265,9 +329,7 @@ static void memslot_holder_check_device(const MemslotHolder *holder,
                " memory devices, but %u %s needed", check->id, name,
                counts.limit, counts.used, counts.reserved, needed,
                needed == 1 ? "is" : "are");
-    error_append_hint(check->errp, "Use fewer, larger memory devices%s.\n",
-                      holder->id ? ", or a vhost backend that can hold more"
-                                   " memory regions" : "");
+    memslot_holder_append_hint(holder, check->errp);
 }
 
 bool memslot_account_check_device(MachineState *ms, const char *id,
@@ -332,7 +394,8 @@ static void memslot_holder_check_map(const MemslotHolder *holder, void *opaque)
     }
 
     check->failed = true;
-    check->backend = g_strdup(holder->id);
+    check->refuser.kind = holder->kind;
+    check->refuser.id = g_strdup(holder->id);
     name = memslot_holder_name(holder);
     error_setg(check->errp, "%s can hold %u memslots, of which %u are used, but"
                " %u more %s needed", name, counts.limit, counts.used, needed,
@@ -350,7 +413,7 @@ static struct {
 } memslot_mapping;
 
 bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
-                               char **backend, Error **errp)
+                               MemslotRefuser *refuser, Error **errp)
 {
     ERRP_GUARD();
     HolderCheck check = {
@@ -361,8 +424,8 @@ bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
     };
 
     memslot_account_foreach_holder(memslot_holder_check_map, &check);
-    *backend = check.backend;
     if (check.failed) {
+        *refuser = check.refuser;
         return false;
     }
 
@@ -389,7 +452,7 @@ bool memslot_account_refuse(const char *backend, int err)
     return true;
 }
 
-bool memslot_account_map_end(char **backend, Error **errp)
+bool memslot_account_map_end(MemslotRefuser *refuser, Error **errp)
 {
     ERRP_GUARD();
     const int ret = kvm_enabled() ? kvm_try_memslots_end() : 0;
@@ -397,8 +460,8 @@ bool memslot_account_map_end(char **backend, Error **errp)
     Error *refusal = g_steal_pointer(&memslot_mapping.err);
 
     memslot_mapping.active = false;
-    *backend = NULL;
     if (ret) {
+        refuser->kind = MEMSLOT_HOLDER_KVM;
         error_setg_errno(errp, -ret, "KVM cannot map more memory");
         error_append_hint(errp, "The host's kernel needs memory of its own for"
                           " each memslot.\n");
@@ -406,11 +469,17 @@ bool memslot_account_map_end(char **backend, Error **errp)
         return false;
     }
     if (refusal) {
-        *backend = g_steal_pointer(&refused_by);
+        refuser->kind = MEMSLOT_HOLDER_VHOST;
+        refuser->id = g_steal_pointer(&refused_by);
         error_propagate(errp, refusal);
         return false;
     }
     return true;
+}
+
+void memslot_refuser_clear(MemslotRefuser *refuser)
+{
+    g_clear_pointer(&refuser->id, g_free);
 }
 
 bool memslot_account_wants_whole_devices(const MemslotHolder *backend)
@@ -421,21 +490,21 @@ bool memslot_account_wants_whole_devices(const MemslotHolder *backend)
     return memslot_counts_whole_devices(&counts);
 }
 
-bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp)
+bool memslot_account_check_holder(const MemslotHolder *holder, Error **errp)
 {
     ERRP_GUARD();
     const MemslotAccount *account = memslot_account_find(current_machine);
-    const MemslotCounts counts = memslot_account_counts(account, backend);
+    const MemslotCounts counts = memslot_account_counts(account, holder);
+    g_autofree char *name = memslot_holder_name(holder);
 
     if (memslot_counts_fit(&counts, 0)) {
         return true;
     }
 
-    error_setg(errp, "vhost backend '%s' can hold %u memory regions, but %u are"
-               " used and %u are reserved for memory devices", backend->id,
-               counts.limit, counts.used, counts.reserved);
-    error_append_hint(errp, "Use a vhost backend that can hold more memory"
-                      " regions, or fewer memory devices.\n");
+    error_setg(errp, "%s can hold %u memory regions, but %u are used and %u are"
+               " reserved for memory devices", name, counts.limit, counts.used,
+               counts.reserved);
+    memslot_holder_append_hint(holder, errp);
     return false;
 }
 

@@ -9,6 +9,12 @@
 #include "hw/mem/memslot-account.h"
 #include "qapi/qapi-commands-memslots.h"
 
+static const MemslotHolderType memslot_holder_types[] = {
+    [MEMSLOT_HOLDER_KVM] = MEMSLOT_HOLDER_TYPE_KVM,
+    [MEMSLOT_HOLDER_VHOST] = MEMSLOT_HOLDER_TYPE_VHOST,
+    [MEMSLOT_HOLDER_PCI_PROXY] = MEMSLOT_HOLDER_TYPE_PCI_PROXY,
+};
+
 typedef struct HolderQuery {
     const MemslotAccount *account;
     MemslotHolderInfoList **tail;
@@ -20,8 +26,7 @@ static void memslot_holder_query(const MemslotHolder *holder, void *opaque)
     const MemslotCounts counts = memslot_account_counts(query->account, holder);
     MemslotHolderInfo *info = g_new0(MemslotHolderInfo, 1);
 
-    info->type = holder->id ? MEMSLOT_HOLDER_TYPE_VHOST
-                            : MEMSLOT_HOLDER_TYPE_KVM;
+    info->type = memslot_holder_types[holder->kind];
     info->id = g_strdup(holder->id);
     info->has_limit = info->has_free = counts.limit != MEMSLOTS_UNLIMITED;
     if (info->has_limit) {

@@ -11,16 +11,13 @@
 #include "standard-headers/linux/vhost_types.h"
 #include "trace.h"
 
-/* Those that were admitted, or are about to be; one for each device. */
-static QLIST_HEAD(, vhost_dev) vhost_devices =
-    QLIST_HEAD_INITIALIZER(vhost_devices);
-
 MemslotHolder vhost_dev_memslot_holder(struct vhost_dev *hdev)
 {
     const VhostOps *ops = hdev->vhost_ops;
     const int limit = ops->vhost_backend_memslots_limit(hdev);
 
     return (MemslotHolder) {
+        .kind = MEMSLOT_HOLDER_VHOST,
         .id = hdev->id ? hdev->id : "",
         .limit = limit == INT_MAX ? MEMSLOTS_UNLIMITED : limit,
         .used = hdev->mem->nregions,
@@ -30,15 +27,9 @@ MemslotHolder vhost_dev_memslot_holder(struct vhost_dev *hdev)
     };
 }
 
-void vhost_foreach_memslot_holder(MemslotHolderFunc *func, void *opaque)
+static MemslotHolder vhost_get_memslot_holder(void *opaque)
 {
-    struct vhost_dev *hdev;
-
-    QLIST_FOREACH(hdev, &vhost_devices, entry) {
-        const MemslotHolder holder = vhost_dev_memslot_holder(hdev);
-
-        func(&holder, opaque);
-    }
+    return vhost_dev_memslot_holder(opaque);
 }
 
 int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp)
@@ -51,8 +42,8 @@ int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp)
     }
     trace_vhost_memslots_admit(hdev, holder.id, holder.limit, holder.used,
                                holder.whole_devices);
-    QLIST_INSERT_HEAD(&vhost_devices, hdev, entry);
-    return memslot_account_check_vhost(&holder, errp) ? 0 : -ENOBUFS;
+    memslot_account_add_holder(vhost_get_memslot_holder, hdev);
+    return memslot_account_check_holder(&holder, errp) ? 0 : -ENOBUFS;
 }
 
 bool vhost_memslots_refused(struct vhost_dev *hdev, int ret)
@@ -65,5 +56,5 @@ bool vhost_memslots_refused(struct vhost_dev *hdev, int ret)
 
 void vhost_memslots_leave(struct vhost_dev *hdev)
 {
-    QLIST_SAFE_REMOVE(hdev, entry);
+    memslot_account_remove_holder(hdev);
 }

@@ -198,11 +198,11 @@ void virtio_mem_memslots_sync(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
 /*
  * Likewise, where memslots may have to be mapped: that can fail. If it does,
  * the caller has to sync the memslots once more, with the rule giving what it
- * gave before. @backend is the vhost backend that refused, if it was one.
+ * gave before.
  */
 static bool virtio_mem_memslots_map(VirtIOMEM *vmem, uint64_t offset,
                                     uint64_t size, MemslotWanted *wanted,
-                                    char **backend, Error **errp)
+                                    MemslotRefuser *refuser, Error **errp)
 {
     MemslotSet *set = vmem->memslots.set;
     MemslotHull unmapped;
@@ -210,30 +210,36 @@ static bool virtio_mem_memslots_map(VirtIOMEM *vmem, uint64_t offset,
     bool mapped;
 
     missing = memslot_set_count_missing(set, offset, size, wanted, vmem);
-    if (!memslot_account_map_begin(&vmem->memdev->mr, missing, backend,
+    if (!memslot_account_map_begin(&vmem->memdev->mr, missing, refuser,
                                    errp)) {
         return false;
     }
     unmapped = memslot_set_sync(set, offset, size, wanted, vmem);
-    mapped = memslot_account_map_end(backend, errp);
+    mapped = memslot_account_map_end(refuser, errp);
     virtio_mem_memslots_unmapped(vmem, &unmapped);
     return mapped;
 }
 
+static const MemoryRefuser memory_refusers[] = {
+    [MEMSLOT_HOLDER_KVM] = MEMORY_REFUSER_KVM,
+    [MEMSLOT_HOLDER_VHOST] = MEMORY_REFUSER_VHOST,
+    [MEMSLOT_HOLDER_PCI_PROXY] = MEMORY_REFUSER_PCI_PROXY,
+};
+
 int virtio_mem_memslots_plug(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
 {
     MemslotSet *set = vmem->memslots.set;
-    g_autofree char *backend = NULL;
+    g_auto(MemslotRefuser) refuser = {};
     Error *local_err = NULL;
 
     if (!set ||
         !memslot_set_count_missing(set, offset, size, NULL, NULL) ||
-        virtio_mem_memslots_map(vmem, offset, size, NULL, &backend,
+        virtio_mem_memslots_map(vmem, offset, size, NULL, &refuser,
                                 &local_err)) {
         return 0;
     }
-    virtio_mem_refused(vmem, backend ? MEMORY_REFUSER_VHOST
-                                     : MEMORY_REFUSER_KVM, backend, local_err);
+    virtio_mem_refused(vmem, memory_refusers[refuser.kind], refuser.id,
+                       local_err);
     return -EBUSY;
 }
 
@@ -255,7 +261,7 @@ bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
                                     Error **errp)
 {
     const uint64_t old_size = vmem->usable_region_size;
-    g_autofree char *backend = NULL;
+    g_auto(MemslotRefuser) refuser = {};
 
     vmem->usable_region_size = size;
     if (!vmem->memslots.set || !DEVICE(vmem)->realized) {
@@ -266,7 +272,7 @@ bool virtio_mem_memslots_set_usable(VirtIOMEM *vmem, uint64_t size,
         return true;
     }
     if (virtio_mem_memslots_map(vmem, 0, virtio_mem_region_size(vmem),
-                                virtio_mem_memslot_wanted, &backend, errp)) {
+                                virtio_mem_memslot_wanted, &refuser, errp)) {
         return true;
     }
 
@@ -306,7 +312,7 @@ static bool virtio_mem_state_is_sane(const VirtIOMEM *vmem)
 
 int virtio_mem_memslots_load(VirtIOMEM *vmem)
 {
-    g_autofree char *backend = NULL;
+    g_auto(MemslotRefuser) refuser = {};
     Error *local_err = NULL;
     bool mapped;
 
@@ -326,7 +332,7 @@ int virtio_mem_memslots_load(VirtIOMEM *vmem)
 
     vmem->memslots.loading = true;
     mapped = virtio_mem_memslots_map(vmem, 0, virtio_mem_region_size(vmem),
-                                     virtio_mem_memslot_wanted, &backend,
+                                     virtio_mem_memslot_wanted, &refuser,
                                      &local_err);
     vmem->memslots.loading = false;
     if (!mapped) {

@@ -745,7 +745,7 @@ int main(int argc, char **argv)
 
     reason = qhost_why_no_kvm();
     if (!reason && !preload_path) {
-        reason = "kvm-preload.so is not next to this program";
+        reason = "preload/kvm-preload.so is not there";
     }
     if (reason) {
         qtest_add_data_func("kvm-memslots", reason, qhost_test_no_kvm);

@@ -47,7 +47,7 @@ int main(int argc, char **argv)
         add_tests(true);
         if (!preload_path) {
             qtest_add_data_func("memslot-account/kvm/limits",
-                                "kvm-preload.so is not next to this program",
+                                "preload/kvm-preload.so is not there",
                                 qhost_test_no_kvm);
         }
     }

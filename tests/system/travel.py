@@ -120,7 +120,7 @@ class Station(TracedMachine):
                          setup.accel, host.maxmem, setup.machine)
         if host.kvm is not None:
             library = (environment.build_dir() / 'qemu-build' / 'tests'
-                       / 'qtest' / 'kvm-preload.so')
+                       / 'qtest' / 'preload' / 'kvm-preload.so')
             self._wrapper = ['env', f'LD_PRELOAD={library}',
                              f'KVM_PRELOAD_NR_MEMSLOTS={host.kvm}']
         self.add_args(*host.arguments)

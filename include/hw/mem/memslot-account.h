@@ -3,8 +3,8 @@
  *
  * Memory devices that map memslots later than they are plugged rely on a
  * promise: that these memslots will be there. The account keeps what has been
- * promised and what is mapped, asks KVM and all vhost backends for their
- * counts, and has memslot-budget.h decide.
+ * promised and what is mapped, asks all that hold memslots (KVM, vhost backends
+ * and others) for their counts, and has memslot-budget.h decide.
  *
  * All of it must be called with the BQL held.
  *
@@ -17,9 +17,17 @@
 #include "exec/memory.h"
 #include "hw/mem/memslot-budget.h"
 
+/* What holds memslots; see MemslotHolderType in qapi/memslots.json. */
+typedef enum MemslotHolderKind {
+    MEMSLOT_HOLDER_KVM,
+    MEMSLOT_HOLDER_VHOST,
+    MEMSLOT_HOLDER_PCI_PROXY,
+} MemslotHolderKind;
+
 /**
- * MemslotHolder: one that holds memslots, KVM or a vhost backend
- * @id: what users know the vhost backend by; NULL for KVM
+ * MemslotHolder: one that holds memslots
+ * @kind: what it is
+ * @id: what users know it by; NULL for KVM
  * @limit: the memslots that it can hold, or MEMSLOTS_UNLIMITED
  * @used: the memslots that it holds
  * @shared_only: it does not see memory without a file descriptor
@@ -27,6 +35,7 @@
  *     as a whole, in one memslot, from plug to unplug
  */
 typedef struct MemslotHolder {
+    MemslotHolderKind kind;
     const char *id;
     unsigned int limit;
     unsigned int used;
@@ -35,6 +44,22 @@ typedef struct MemslotHolder {
 } MemslotHolder;
 
 typedef void MemslotHolderFunc(const MemslotHolder *holder, void *opaque);
+
+/**
+ * MemslotHolderGet: tell of one that holds memslots, as of now
+ * @opaque: as given to memslot_account_add_holder()
+ */
+typedef MemslotHolder MemslotHolderGet(void *opaque);
+
+/**
+ * MemslotRefuser: who did not take a memslot
+ * @kind: what it is
+ * @id: what users know it by; NULL for KVM
+ */
+typedef struct MemslotRefuser {
+    MemslotHolderKind kind;
+    char *id;
+} MemslotRefuser;
 
 /**
  * MemslotTally: sums over memory devices
@@ -86,14 +111,31 @@ MemslotTally memslot_account_tally(const MemslotAccount *account,
 /**
  * memslot_account_counts: the counts of one that holds memslots
  * @account: the account; NULL is fine
- * @holder: KVM or a vhost backend
+ * @holder: who holds them
  */
 MemslotCounts memslot_account_counts(const MemslotAccount *account,
                                      const MemslotHolder *holder);
 
 /**
- * memslot_account_foreach_holder: visit KVM, if it is used, and all vhost
- * backends
+ * memslot_account_add_holder: have one asked that holds memslots, like KVM
+ * @get: tells what it holds
+ * @opaque: passed to @get
+ *
+ * From now on it is asked when others are to be admitted, until
+ * memslot_account_remove_holder() is called. See also
+ * memslot_account_check_holder().
+ */
+void memslot_account_add_holder(MemslotHolderGet *get, void *opaque);
+
+/**
+ * memslot_account_remove_holder: forget one that holds memslots
+ * @opaque: as given to memslot_account_add_holder(); fine if it was not
+ */
+void memslot_account_remove_holder(void *opaque);
+
+/**
+ * memslot_account_foreach_holder: visit KVM, if it is used, and all that were
+ * added
  * @func: called for each of them
  * @opaque: passed to @func
  */
@@ -156,8 +198,7 @@ void memslot_account_release(MachineState *ms, MemoryRegion *ram);
  * memslot_account_map_begin: prepare to map memslots that have been promised
  * @ram: the RAM memory region that the memslots are part of
  * @memslots: the number of memslots that are about to be mapped
- * @backend: set to the id of the vhost backend that lacks them, to be freed by
- *     the caller, or to NULL if it is KVM or nobody
+ * @refuser: zero-initialized; set to who lacks them, if somebody does
  * @errp: set if somebody else has taken them in the meantime
  *
  * A promise keeps other memory devices and vhost backends away, but not what
@@ -170,7 +211,7 @@ void memslot_account_release(MachineState *ms, MemoryRegion *ram);
  * Returns: true on success. Otherwise, nothing must be mapped.
  */
 bool memslot_account_map_begin(MemoryRegion *ram, unsigned int memslots,
-                               char **backend, Error **errp);
+                               MemslotRefuser *refuser, Error **errp);
 
 /**
  * memslot_account_refuse: tell that a vhost backend did not take memory
@@ -187,15 +228,22 @@ bool memslot_account_refuse(const char *backend, int err);
 
 /**
  * memslot_account_map_end: tell whether all memslots have been mapped
- * @backend: set to the id of the vhost backend that refused one of them, to be
- *     freed by the caller, or to NULL if it is KVM or nobody
+ * @refuser: zero-initialized; set to who refused one of them, if somebody did
  * @errp: set if KVM or a vhost backend refused one of them
  *
  * Returns: true on success. Otherwise, the caller has to unmap what it mapped.
  * Until then, memory that KVM refused to map can still be accessed by a guest,
  * but slowly.
  */
-bool memslot_account_map_end(char **backend, Error **errp);
+bool memslot_account_map_end(MemslotRefuser *refuser, Error **errp);
+
+/**
+ * memslot_refuser_clear: free what is in it
+ * @refuser: set or not
+ */
+void memslot_refuser_clear(MemslotRefuser *refuser);
+
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(MemslotRefuser, memslot_refuser_clear)
 
 /**
  * memslot_account_wants_whole_devices: whether to show a vhost backend memory
@@ -207,14 +255,14 @@ bool memslot_account_map_end(char **backend, Error **errp);
 bool memslot_account_wants_whole_devices(const MemslotHolder *backend);
 
 /**
- * memslot_account_check_vhost: check whether a vhost backend can be admitted
- * @backend: the backend, with the memslots that it holds as of now
- * @errp: set if the backend could not hold what has been promised to memory
- *     devices
+ * memslot_account_check_holder: check whether one that holds memslots can be
+ * admitted
+ * @holder: with the memslots that it holds as of now; not KVM, which came first
+ * @errp: set if it could not hold what has been promised to memory devices
  *
  * Returns: true on success.
  */
-bool memslot_account_check_vhost(const MemslotHolder *backend, Error **errp);
+bool memslot_account_check_holder(const MemslotHolder *holder, Error **errp);
 
 /**
  * MemslotDeviceFunc: something to be done about a memory device

@@ -19,18 +19,10 @@
 struct vhost_dev;
 
 /**
- * vhost_foreach_memslot_holder: visit all backends that were admitted
+ * vhost_dev_memslot_holder: the memory regions that a backend holds
  *
  * A device with several pairs of queues has a struct vhost_dev for each, but is
  * one backend: all of them hold the same memory regions, with the same limit.
- *
- * @func: called for each backend
- * @opaque: passed to @func
- */
-void vhost_foreach_memslot_holder(MemslotHolderFunc *func, void *opaque);
-
-/**
- * vhost_dev_memslot_holder: the memory regions that a backend holds
  *
  * @hdev: the backend, whose memory listener is registered
  */

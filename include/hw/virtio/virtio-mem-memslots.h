@@ -166,7 +166,7 @@ void virtio_mem_memslots_plug_failed(VirtIOMEM *vmem, uint64_t offset,
  *
  * @vmem: the device
  * @refuser: who refused it
- * @backend: the id of the vhost backend that did, or NULL
+ * @backend: the id of the vhost backend or the like that did, or NULL
  * @err: why; is freed
  */
 void virtio_mem_refused(VirtIOMEM *vmem, MemoryRefuser refuser,

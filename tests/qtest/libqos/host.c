@@ -58,7 +58,7 @@ char *qhost_find_module(const char *name)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *dir = self ? g_path_get_dirname(self) : g_strdup(".");
-    g_autofree char *path = g_build_filename(dir, name, NULL);
+    g_autofree char *path = g_build_filename(dir, "preload", name, NULL);
 
     return access(path, R_OK) == 0 ? g_steal_pointer(&path) : NULL;
 }

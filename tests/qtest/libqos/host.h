@@ -37,9 +37,9 @@ void qhost_test_no_kvm(const void *reason);
  * qhost_find_module:
  * @name: file name of a library that is built along with the tests
  *
- * Returns: the path of the library, which lies next to the test's program, or
- * NULL if it is not there: not all C libraries allow for it. To be freed by
- * the caller.
+ * Returns: the path of the library, which lies in "preload" next to the test's
+ * program, or NULL if it is not there: not all C libraries allow for it. To be
+ * freed by the caller.
  */
 char *qhost_find_module(const char *name);
 

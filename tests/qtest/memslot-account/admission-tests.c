@@ -156,6 +156,8 @@ static void test_backend_refused(const TestCase *test)
 
 static void test_cold_refusals(const TestCase *test)
 {
+    const char *hint = "\nUse a vhost backend that can hold more memory regions,"
+                       " or fewer, larger memory devices.\n";
     const TestCase cold = { .kvm = test->kvm, .cold = true };
     TestVM *vm = vm_new_default(&cold, 64 * GiB);
     const MemConfig vmem = multiple(true, 16 * GiB);
@@ -176,9 +178,7 @@ static void test_cold_refusals(const TestCase *test)
     device = mem_device_args(mem);
     error = model_check_mem(vm, true, mem->id);
     g_assert_nonnull(error);
-    expected = g_strconcat(error, "\nUse fewer, larger memory devices, or a"
-                           " vhost backend that can hold more memory"
-                           " regions.\n", NULL);
+    expected = g_strconcat(error, hint, NULL);
     g_string_append_printf(vm->args, " -object %s -device %s", object, device);
     check_start_fails(vm, expected);
     mem_free(mem);
@@ -202,8 +202,7 @@ static void test_cold_refusals(const TestCase *test)
     error = model_check_backend(vm, backend);
     g_assert_nonnull(error);
     g_free(expected);
-    expected = g_strconcat(error, "\nUse a vhost backend that can hold more"
-                           " memory regions, or fewer memory devices.\n", NULL);
+    expected = g_strconcat(error, hint, NULL);
     g_free(accepted);
     accepted = g_strdup(vm->args->str);
     g_string_append_printf(vm->args, " -chardev %s -device %s", chardev,
@@ -214,6 +213,21 @@ static void test_cold_refusals(const TestCase *test)
     g_string_assign(vm->args, accepted);
     vm_start(vm);
     vm_stop(vm);
+}
+
+/* What the human monitor tells on top of why another DIMM is refused */
+static void assert_hint(TestVM *vm, const char *hint)
+{
+    g_autofree char *none = qtest_hmp(
+        vm->qts, "object_add memory-backend-ram,id=refused,size=1G,reserve=off");
+    g_autofree char *error = qtest_hmp(
+        vm->qts, "device_add pc-dimm,memdev=refused");
+    g_autofree char *end = g_strdup_printf("\r\n%s\r\n", hint);
+    g_autofree char *removed = qtest_hmp(vm->qts, "object_del refused");
+
+    g_assert_cmpstr(none, ==, "");
+    g_assert_true(g_str_has_suffix(error, end));
+    g_assert_cmpstr(removed, ==, "");
 }
 
 /* KVM holds all memory, and much else. */
@@ -249,6 +263,7 @@ static void test_kvm_limit(const TestCase *test)
     assert_refused(vm, &dimm, reason);
     assert_refused(vm, &shared_dimm, reason);
     assert_refused(vm, &vmem, reason);
+    assert_hint(vm, "Use fewer, larger memory devices.");
 
     vm_remove_dimm(vm, last);
     last = vm_add_mem(vm, &dimm);
