@@ -1,8 +1,7 @@
 /*
  * Vhost User library: elements that are held while memory regions come and go
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or
- * later.  See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include <stdlib.h>

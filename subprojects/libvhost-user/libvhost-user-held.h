@@ -9,8 +9,7 @@
  * Only devices need this that handle messages while they work on elements.
  * None of it is thread-safe: all belongs where vu_dispatch() is called.
  *
- * This work is licensed under the terms of the GNU GPL, version 2 or
- * later.  See the COPYING file in the top-level directory.
+ * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef LIBVHOST_USER_HELD_H

@@ -156,8 +156,8 @@ static void test_backend_refused(const TestCase *test)
 
 static void test_cold_refusals(const TestCase *test)
 {
-    const char *hint = "\nUse a vhost backend that can hold more memory regions,"
-                       " or fewer, larger memory devices.\n";
+    const char *hint = "\nUse a vhost backend that can hold more memory"
+                       " regions, or fewer, larger memory devices.\n";
     const TestCase cold = { .kvm = test->kvm, .cold = true };
     TestVM *vm = vm_new_default(&cold, 64 * GiB);
     const MemConfig vmem = multiple(true, 16 * GiB);
@@ -219,7 +219,7 @@ static void test_cold_refusals(const TestCase *test)
 static void assert_hint(TestVM *vm, const char *hint)
 {
     g_autofree char *none = qtest_hmp(
-        vm->qts, "object_add memory-backend-ram,id=refused,size=1G,reserve=off");
+        vm->qts, "object_add memory-backend-ram,id=refused,size=2M");
     g_autofree char *error = qtest_hmp(
         vm->qts, "device_add pc-dimm,memdev=refused");
     g_autofree char *end = g_strdup_printf("\r\n%s\r\n", hint);
