@@ -197,12 +197,13 @@ class VirtualMachine(QEMUMachine):
     def plan(self, name: str) -> List[Memslot]:
         """The memslots that a device is divided into."""
         path = f'/machine/peripheral/{name}/virtio-backend'
-        if not any(child['name'] == 'memslot-set'
-                   for child in self.cmd('qom-list', path=path)):
-            return []
-        path += '/memslot-set'
+        children = self.cmd('qom-list', path=path)
+        # Without the series, they are the device's.
+        if any(child['name'] == 'memslot-set' for child in children):
+            path += '/memslot-set'
+            children = self.cmd('qom-list', path=path)
         found = {}
-        for child in self.cmd('qom-list', path=path):
+        for child in children:
             match = re.fullmatch(r'memslot-(\d+)\[\d+\]', child['name'])
             if match:
                 found[int(match[1])] = child['name']
