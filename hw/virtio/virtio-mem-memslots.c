@@ -9,6 +9,7 @@
 #include "hw/virtio/virtio-mem-memslots.h"
 #include "exec/ram_addr.h"
 #include "hw/mem/memslot-account.h"
+#include "hw/virtio/virtio-bus.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-memslots.h"
 #include "qapi/qapi-visit-common.h"
@@ -77,6 +78,22 @@ void virtio_mem_refused(VirtIOMEM *vmem, MemoryRefuser refuser,
         warn_reportf_err(err, "virtio-mem device '%s': memory cannot be plugged"
                          " now: ", virtio_mem_name(vmem));
     }
+}
+
+/* What is taken from the queue before others that the main loop serves */
+#define VIRTIO_MEM_TURN 16
+
+bool virtio_mem_has_turn(VirtIOMEM *vmem, VirtQueue *vq)
+{
+    /* Else, a vCPU that has notified us waits, and gets no further. */
+    const bool is_main_loop =
+        VIRTIO_BUS(qdev_get_parent_bus(DEVICE(vmem)))->ioeventfd_started;
+
+    if (!is_main_loop || ++vmem->memslots.turn % VIRTIO_MEM_TURN) {
+        return true;
+    }
+    event_notifier_set(virtio_queue_get_host_notifier(vq));
+    return false;
 }
 
 /*

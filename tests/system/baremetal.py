@@ -48,6 +48,7 @@ class Command(IntEnum):
     WRITE_READ = 3
     WATCH = 4
     WAKE = 5
+    LEAD = 6
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,16 @@ class BareMetal(Machine):
         """Have all CPUs watch areas."""
         for cpu in range(CPUS):
             self.command_cpu(cpu, Command.WATCH, stride=stride, areas=areas)
+
+    def lead(self, ours: int, theirs: int, lead: int, doorbell: int) -> None:
+        """Have the first CPU keep a number ahead of another one."""
+        self.command_cpu(0, Command.LEAD, ours, value=lead,
+                         areas=[theirs, doorbell])
+
+    def stop_leading(self) -> None:
+        """End what lead() started."""
+        self.set_number(MAILBOX + _STOP, 'l', 1)
+        self.wait_done(0)
 
     def stop_watching(self) -> List[Outcome]:
         """End what watch() started."""

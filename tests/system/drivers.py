@@ -162,19 +162,25 @@ class Queue:
         self._posted = 0
         self._seen = 0
 
+    def describe(self, index: int, buffers: Sequence[Buffer]) -> int:
+        """Chain descriptors, return the index of the one after the last."""
+        for number, (address, size, writable) in enumerate(buffers):
+            following = (index + 1) % QUEUE_SIZE
+            last = number == len(buffers) - 1
+            flags = ((0 if last else DESC_NEXT)
+                     | (DESC_WRITE if writable else 0))
+            self._device.machine.write(
+                self.descriptors + 16 * index,
+                struct.pack('<QIHH', address, size, flags,
+                            0 if last else following))
+            index = following
+        return index
+
     def post(self, buffers: Sequence[Buffer]) -> None:
         """Give buffers to the device, as one request."""
         machine = self._device.machine
         head = self._next
-        for number, (address, size, writable) in enumerate(buffers):
-            index = self._next
-            self._next = (index + 1) % QUEUE_SIZE
-            last = number == len(buffers) - 1
-            flags = ((0 if last else DESC_NEXT)
-                     | (DESC_WRITE if writable else 0))
-            machine.write(self.descriptors + 16 * index,
-                          struct.pack('<QIHH', address, size, flags,
-                                      0 if last else self._next))
+        self._next = self.describe(head, buffers)
         machine.set_number(
             self.available + 4 + 2 * (self._posted % QUEUE_SIZE), 'w', head)
         self._posted += 1
@@ -353,6 +359,19 @@ class VirtioMem(VirtioDevice):
             raise DriverError(f'state of {size:#x} bytes at {offset:#x}: '
                               f'{answer!r}')
         return State(state)
+
+    def alternate(self, offset: int, size: int) -> None:
+        """Have the queue's entries plug and unplug a range in turn."""
+        queue = self.queues[0]
+        for number, kind in enumerate((self.PLUG, self.UNPLUG)):
+            buffer = self._buffer + 128 * number
+            self.machine.write(buffer, struct.pack(
+                '<H6xQH6x', kind, self.start + offset, size // self.block))
+            queue.describe(2 * number, [(buffer, self.REQUEST, False),
+                                        (buffer + 64, self.RESPONSE, True)])
+        for entry in range(QUEUE_SIZE):
+            self.machine.set_number(queue.available + 4 + 2 * entry, 'w',
+                                    2 * (entry % 2))
 
     def post_malformed(self) -> None:
         """Post a request that is too short."""

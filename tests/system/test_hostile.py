@@ -18,7 +18,7 @@ from typing import Callable, Iterator, List, Set
 import environment
 import host_memory
 from baremetal import AREA_SIZE, CPUS, BareMetal, Command, Outcome
-from drivers import Answer, VirtioBlk, VirtioMem
+from drivers import QUEUE_SIZE, Answer, VirtioBlk, VirtioMem
 from vm import GIB, MIB, wait_until
 
 NAME = 'vmem0'
@@ -404,6 +404,39 @@ class Neighbours:
             self.watch('off')
 
 
+class Flood:
+    """Hidden from the loader of tests."""
+
+    class Tests(Base.Accelerated):
+        """Add requests as quickly as they are served."""
+
+        def flood(self, multiple: str) -> None:
+            """The monitor answers, and all requests are served in the end."""
+            rig = self.rig(multiple)
+            machine, queue = rig.machine, rig.memory.queues[0]
+            rig.memory.alternate(0, BLOCK)
+            machine.lead(queue.available + 2, queue.used + 2, QUEUE_SIZE // 2,
+                         queue.doorbell)
+            served = set()
+            for _ in range(100):
+                self.assertEqual(machine.cmd('query-status')['status'],
+                                 'running')
+                served.add(machine.number(queue.used + 2, 'w'))
+            self.assertGreater(len(served), 10)
+            machine.stop_leading()
+            wait_until('all requests are served', lambda: machine.number(
+                queue.used + 2, 'w') == machine.number(
+                queue.available + 2, 'w') or None)
+
+        def test_multiple(self) -> None:
+            """With many memslots."""
+            self.flood('on')
+
+        def test_single(self) -> None:
+            """With one."""
+            self.flood('off')
+
+
 def number(data: bytes, offset: int) -> int:
     """A 32-bit number among bytes."""
     return int.from_bytes(data[offset:offset + 4], 'little')
@@ -425,6 +458,16 @@ class TestNeighboursKVM(Neighbours.Tests):
 
 
 class TestNeighboursTCG(Neighbours.Tests):
+    """With emulation, one thread a vCPU."""
+    accel = 'tcg,thread=multi'
+
+
+class TestFloodKVM(Flood.Tests):
+    """With virtualisation."""
+    accel = 'kvm'
+
+
+class TestFloodTCG(Flood.Tests):
     """With emulation, one thread a vCPU."""
     accel = 'tcg,thread=multi'
 

@@ -53,6 +53,9 @@ typedef struct VirtIOMEMMemslots {
     /* likewise, where the usable region could not grow to what is requested */
     ReportLimit usable_refusals;
 
+    /* how many requests have been looked for, see virtio_mem_has_turn() */
+    unsigned int turn;
+
     /* a state is loaded, and listeners are going to be told of it later */
     bool loading;
 
@@ -129,6 +132,19 @@ void virtio_mem_memslots_realize(VirtIOMEM *vmem);
  * @vmem: the device; it may be destroyed afterwards
  */
 void virtio_mem_memslots_unrealize(VirtIOMEM *vmem);
+
+/**
+ * virtio_mem_has_turn: whether to take another request from the queue
+ *
+ * A guest can add requests as quickly as they are served. Whatever else the
+ * main loop has to serve, the monitor among it, must get its turn.
+ *
+ * @vmem: the device
+ * @vq: its queue
+ *
+ * Returns: true if so. Otherwise, the queue is going to be served again.
+ */
+bool virtio_mem_has_turn(VirtIOMEM *vmem, VirtQueue *vq);
 
 /**
  * virtio_mem_memslots_plug: map the memslots of a range that gets plugged

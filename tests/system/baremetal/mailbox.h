@@ -20,6 +20,11 @@ enum {
     COMMAND_WATCH = 4,
     /* Start the CPU @value. */
     COMMAND_WAKE = 5,
+    /*
+     * Until @stop is set, have the number (16 bits) at @address be @value more
+     * than that at the first of @areas, and write zero to the second one.
+     */
+    COMMAND_LEAD = 6,
 };
 
 /* Where, after each stride of an area, a CPU counts, and all of them do */

@@ -130,6 +130,20 @@ static void watch(Tables *t, Mailbox *m, uint32_t cpu)
     }
 }
 
+/* Stay ahead of a number that a device counts up, and notify it. */
+static void lead(Mailbox *m)
+{
+    volatile uint16_t *ours = (volatile uint16_t *)m->address;
+    const volatile uint16_t *theirs = (volatile uint16_t *)m->areas[0];
+    volatile uint16_t *doorbell = (volatile uint16_t *)m->areas[1];
+
+    while (!m->stop) {
+        *ours = *theirs + m->value;
+        *doorbell = 0;
+        m->accesses++;
+    }
+}
+
 /* Have another CPU start where we did. */
 static void wake(uint32_t cpu)
 {
@@ -158,6 +172,9 @@ void __attribute__((noreturn)) run(uint32_t cpu, Tables *t)
             break;
         case COMMAND_WATCH:
             watch(t, m, cpu);
+            break;
+        case COMMAND_LEAD:
+            lead(m);
             break;
         case COMMAND_WAKE:
             wake(m->value);
