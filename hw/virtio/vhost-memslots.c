@@ -8,6 +8,8 @@
 #include "qapi/error.h"
 #include "hw/virtio/vhost.h"
 #include "hw/virtio/vhost-memslots.h"
+#include "qemu/error-report.h"
+#include "qemu/report-limit.h"
 #include "standard-headers/linux/vhost_types.h"
 #include "trace.h"
 
@@ -46,12 +48,28 @@ int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp)
     return memslot_account_check_holder(&holder, errp) ? 0 : -ENOBUFS;
 }
 
-bool vhost_memslots_refused(struct vhost_dev *hdev, int ret)
+void vhost_memslots_refused(struct vhost_dev *hdev, int ret)
 {
+    /* Of all backends: a guest that moves a BAR has all of them refuse. */
+    static ReportLimit reports;
     const char *id = hdev->id ? hdev->id : "";
+    uint64_t left_out;
 
     trace_vhost_memslots_refused(hdev, id, ret);
-    return memslot_account_refuse(id, -ret);
+    if (memslot_account_refuse(id, -ret) ||
+        !report_limit_pass(&reports, &left_out)) {
+        return;
+    }
+    if (left_out) {
+        error_report("vhost backend '%s' could not be told of %u memory regions"
+                     " (nor any %" PRIu64 " times since the last such error),"
+                     " and goes on with those that it has: %s", id,
+                     hdev->mem->nregions, left_out, strerror(-ret));
+    } else {
+        error_report("vhost backend '%s' could not be told of %u memory"
+                     " regions, and goes on with those that it has: %s", id,
+                     hdev->mem->nregions, strerror(-ret));
+    }
 }
 
 void vhost_memslots_leave(struct vhost_dev *hdev)

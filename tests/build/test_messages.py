@@ -218,7 +218,7 @@ class Messages(unittest.TestCase):
         files = {message.file for message in all_messages()}
         for file in ("hw/mem/memslot-account.c",
                      "hw/virtio/virtio-mem-memslots.c",
-                     "hw/virtio/virtio-mem.c", "hw/virtio/vhost-user.c",
+                     "hw/virtio/virtio-mem.c", "hw/virtio/vhost-memslots.c",
                      "subprojects/libvhost-user/libvhost-user-held.c",
                      "scripts/memslots-top"):
             self.assertIn(file, files)

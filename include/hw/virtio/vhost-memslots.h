@@ -45,12 +45,14 @@ int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp);
 /**
  * vhost_memslots_refused: a backend that runs could not be told of memory
  *
+ * Either whoever maps the memory can do without and reports it, see
+ * memslot_account_refuse(), or it is reported here: once in a minute, as a guest
+ * can bring it about at any time.
+ *
  * @hdev: the backend
  * @ret: a negative error number
- *
- * Returns: whether somebody else reports it, who can do without the memory.
  */
-bool vhost_memslots_refused(struct vhost_dev *hdev, int ret);
+void vhost_memslots_refused(struct vhost_dev *hdev, int ret);
 
 /**
  * vhost_memslots_leave: forget a backend
