@@ -46,7 +46,7 @@ int vhost_memslots_admit(struct vhost_dev *hdev, Error **errp);
  * vhost_memslots_refused: a backend that runs could not be told of memory
  *
  * Either whoever maps the memory can do without and reports it, see
- * memslot_account_refuse(), or it is reported here: once in a minute, as a guest
+ * memslot_account_refuse(), or it is reported here: once a minute, as guests
  * can bring it about at any time.
  *
  * @hdev: the backend
