@@ -8,6 +8,7 @@
 #include "qemu/osdep.h"
 #include "qemu/units.h"
 #include "libqtest.h"
+#include "libqos/host.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "libqos/vhost-user-backend.h"
@@ -547,11 +548,17 @@ static void wait_for_log(QVhostUserBackend *backend)
 }
 
 /* Track dirty pages for a minute, which is the longest. */
-static void measure_dirty_rate(TestVM *vm, unsigned int seconds)
+static void measure_dirty_rate_by(TestVM *vm, const char *mode,
+                                  unsigned int seconds)
 {
     qtest_qmp_assert_success(vm->qts,
         "{ 'execute': 'calc-dirty-rate', 'arguments': {"
-        "  'calc-time': %u, 'mode': 'dirty-bitmap' } }", seconds);
+        "  'calc-time': %u, 'mode': %s } }", seconds, mode);
+}
+
+static void measure_dirty_rate(TestVM *vm, unsigned int seconds)
+{
+    measure_dirty_rate_by(vm, "dirty-bitmap", seconds);
 }
 
 static char *dirty_rate_status(TestVM *vm)
@@ -680,6 +687,31 @@ static void test_log_start_fails(const void *opaque)
     wait_dirty_rate(vm, "measured");
     g_assert_cmpuint(qvhost_user_backend_log_size(vm->backend), >, 0);
     g_assert_cmpuint(count_logs(vm, &unused), ==, 0);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/* With KVM's rings of dirty pages, vCPUs are measured without the log. */
+static void test_log_start_fails_ring(const void *opaque)
+{
+    TestVM *vm = g_new0(TestVM, 1);
+    struct rlimit limit;
+
+    if (qhost_why_no_kvm()) {
+        qhost_test_no_kvm("KVM is not built in");
+        g_free(vm);
+        return;
+    }
+    vm_start(vm, 509, VMEM_SIZE, 1, "-accel kvm,dirty-ring-size=4096");
+    qvirtio_pci_device_enable(vm->dev);
+    qvirtio_mem_pci_start(vm->mem);
+    plug(vm, 0);
+    check_works(vm);
+    limit = forbid_files(vm);
+    measure_dirty_rate_by(vm, "dirty-ring", 1);
+    wait_said(vm, "vhost: Failed to start logging");
+    wait_dirty_rate(vm, "measured");
+    allow_files(vm, limit);
     stop_driver(vm);
     vm_free(vm);
 }
@@ -878,6 +910,8 @@ int main(int argc, char **argv)
     qtest_add_data_func("vhost-memory/log/size", NULL, test_log_size);
     qtest_add_data_func("vhost-memory/log/start-fails", NULL,
                         test_log_start_fails);
+    qtest_add_data_func("vhost-memory/log/start-fails-ring", NULL,
+                        test_log_start_fails_ring);
     qtest_add_data_func("vhost-memory/log/moves", (void *)false,
                         test_log_moves);
     if (qtest_has_device("vhost-user-blk-pci")) {
