@@ -695,14 +695,21 @@ static void test_log_start_fails(const void *opaque)
 static void test_log_start_fails_ring(const void *opaque)
 {
     TestVM *vm = g_new0(TestVM, 1);
+    g_autofree char *bios = NULL;
     struct rlimit limit;
+    int fd;
 
     if (qhost_why_no_kvm()) {
         qhost_test_no_kvm("KVM is not built in");
         g_free(vm);
         return;
     }
-    vm_start(vm, 509, VMEM_SIZE, 1, "-accel kvm,dirty-ring-size=4096");
+    fd = g_file_open_tmp("vhost-memory-test-XXXXXX.bios", &bios, NULL);
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    qhost_write_sleeping_firmware(bios);
+    vm_start(vm, 509, VMEM_SIZE, 1,
+             "-accel kvm,dirty-ring-size=4096 -bios %s", bios);
     qvirtio_pci_device_enable(vm->dev);
     qvirtio_mem_pci_start(vm->mem);
     plug(vm, 0);
@@ -714,6 +721,7 @@ static void test_log_start_fails_ring(const void *opaque)
     allow_files(vm, limit);
     stop_driver(vm);
     vm_free(vm);
+    unlink(bios);
 }
 
 /* ---- What the log is for ---- */

@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
 #include "../libqtest.h"
 #include "host.h"
 
@@ -96,4 +97,15 @@ void qhost_remove_dir(const char *path)
     }
     g_dir_close(dir);
     g_assert_cmpint(rmdir(path), ==, 0);
+}
+
+void qhost_write_sleeping_firmware(const char *path)
+{
+    /* cli; hlt; jmp to the hlt */
+    static const uint8_t code[] = { 0xfa, 0xf4, 0xeb, 0xfd };
+    const size_t size = 64 * KiB, reset_vector = size - 16;
+    g_autofree uint8_t *rom = g_malloc0(size);
+
+    memcpy(rom + reset_vector, code, sizeof(code));
+    g_assert_true(g_file_set_contents(path, (char *)rom, size, NULL));
 }

@@ -70,4 +70,13 @@ void qhost_preload_end(char *others);
  */
 void qhost_remove_dir(const char *path);
 
+/**
+ * qhost_write_sleeping_firmware:
+ * @path: where to write it
+ *
+ * Write firmware for -bios with which the vCPU of a PC sleeps: with KVM, vCPUs
+ * run, and a guest would get in the test's way.
+ */
+void qhost_write_sleeping_firmware(const char *path);
+
 #endif

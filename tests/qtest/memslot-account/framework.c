@@ -157,17 +157,6 @@ static void clean_up_on_abort(void *path)
  * Vhost devices are started only while the VM runs, and KVM has nothing but
  * vCPUs to run. This firmware has them halt, for ever.
  */
-static void write_firmware(const char *path)
-{
-    /* cli; hlt; jmp to the hlt */
-    static const uint8_t code[] = { 0xfa, 0xf4, 0xeb, 0xfd };
-    const size_t size = 64 * KiB, reset_vector = size - 16;
-    g_autofree uint8_t *rom = g_malloc0(size);
-
-    memcpy(rom + reset_vector, code, sizeof(code));
-    g_assert_true(g_file_set_contents(path, (char *)rom, size, NULL));
-}
-
 char *vm_file(const TestVM *vm, const char *name)
 {
     return g_build_filename(vm->tmpdir, name, NULL);
@@ -280,7 +269,7 @@ TestVM *vm_new(const TestCase *test, uint64_t device_memory_size,
     g_assert_nonnull(vm->tmpdir);
     qtest_add_abrt_handler(clean_up_on_abort, vm->tmpdir);
     bios = vm_file(vm, "bios");
-    write_firmware(bios);
+    qhost_write_sleeping_firmware(bios);
 
     vm->args = g_string_new(NULL);
     va_start(ap, fmt);
