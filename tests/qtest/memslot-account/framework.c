@@ -153,10 +153,6 @@ static void clean_up_on_abort(void *path)
     qhost_remove_dir(path);
 }
 
-/*
- * Vhost devices are started only while the VM runs, and KVM has nothing but
- * vCPUs to run. This firmware has them halt, for ever.
- */
 char *vm_file(const TestVM *vm, const char *name)
 {
     return g_build_filename(vm->tmpdir, name, NULL);
@@ -269,6 +265,7 @@ TestVM *vm_new(const TestCase *test, uint64_t device_memory_size,
     g_assert_nonnull(vm->tmpdir);
     qtest_add_abrt_handler(clean_up_on_abort, vm->tmpdir);
     bios = vm_file(vm, "bios");
+    /* Vhost devices are started only while the VM runs. */
     qhost_write_sleeping_firmware(bios);
 
     vm->args = g_string_new(NULL);
