@@ -404,8 +404,13 @@ int vhost_log_use(struct vhost_dev *dev)
 void vhost_log_leave(struct vhost_dev *dev, bool sync)
 {
     struct vhost_log *log = dev->log;
+    int i;
 
     if (!log) {
+        /* What it has written is not looked for once more when it is gone. */
+        for (i = 0; sync && dev->log_enabled && i < dev->n_mem_sections; i++) {
+            vhost_log_sync_section(dev, NULL, &dev->mem_sections[i], true);
+        }
         return;
     }
     QLIST_SAFE_REMOVE(dev, logdev_entry);
