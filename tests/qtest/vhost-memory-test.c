@@ -67,6 +67,9 @@ typedef struct TestVM {
     QVhostUserBackend *disk_backend;
     QVirtioPCIDevice *disk;
     QVirtQueue *disk_vq;
+
+    /* The backend can have the guest notify it without QEMU. */
+    bool with_notifiers;
 } TestVM;
 
 /* ---- The VM ---- */
@@ -109,6 +112,9 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
     vm->stderr_path = g_strdup_printf("%s/stderr", vm->tmpdir);
     socket = g_strdup_printf("%s/backend", vm->tmpdir);
     vm->backend = qvhost_user_backend_new(socket, max_regions);
+    if (vm->with_notifiers) {
+        qvhost_user_backend_offer_notifiers(vm->backend);
+    }
     disk = add_disk(vm);
 
     vm->qts = qtest_initf("-M pc,memory-backend=ram -nodefaults "
@@ -436,6 +442,29 @@ static void test_ring_unplugged(const void *opaque)
     vm_check(vm);
     unplug(vm, 0);
     g_assert_null(qvhost_user_backend_memory(vm->backend, VMEM_ADDR, PAGE));
+    check_gone(vm);
+}
+
+/*
+ * The page that the backend is notified by goes with the queue: that is another
+ * change of memory, for all backends (here: one for each pair of queues).
+ */
+static void test_ring_notifier(const void *opaque)
+{
+    TestVM *vm = g_new0(TestVM, 1);
+
+    vm->with_notifiers = true;
+    vm_start(vm, 509, VMEM_SIZE, 2, "%s",
+             "-global virtio-net-pci.page-per-vq=on");
+    qvirtio_pci_device_enable(vm->dev);
+    qvirtio_mem_pci_start(vm->mem);
+
+    plug(vm, 0);
+    start_driver(vm, VMEM_ADDR);
+    wait_started(vm);
+    qvhost_user_backend_map_notifier(vm->backend, 0);
+    vm_check(vm);
+    unplug(vm, 0);
     check_gone(vm);
 }
 
@@ -812,9 +841,13 @@ static void test_log_moves(const void *opaque)
     vm_free(vm);
 }
 
-/* The log cannot become larger: all is dirty then, also what nobody tells. */
+/*
+ * The log cannot become larger: all is dirty then, also what nobody tells, and
+ * also if the guest stops the device before anybody asks.
+ */
 static void test_log_growth_fails(const void *opaque)
 {
+    const bool stop = opaque;
     TestVM *vm = vm_new(509), *target;
     struct rlimit limit;
 
@@ -834,6 +867,9 @@ static void test_log_growth_fails(const void *opaque)
     allow_files(vm, limit);
     vm_check(vm);
 
+    if (stop) {
+        stop_driver(vm);
+    }
     finish_migration(vm, target);
     g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(1)), ==, 2);
     g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(2)), ==, 2);
@@ -856,6 +892,8 @@ int main(int argc, char **argv)
     qtest_add_data_func("vhost-memory/ring/hole", NULL, test_ring_hole);
     qtest_add_data_func("vhost-memory/ring/unplugged", NULL,
                         test_ring_unplugged);
+    qtest_add_data_func("vhost-memory/ring/notifier", NULL,
+                        test_ring_notifier);
     qtest_add_data_func("vhost-memory/ring/bar-gone", (void *)0,
                         test_ring_bar);
     qtest_add_data_func("vhost-memory/ring/bar-moved", (void *)1,
@@ -873,7 +911,9 @@ int main(int argc, char **argv)
         qtest_add_data_func("vhost-memory/log/moves-shared", (void *)true,
                             test_log_moves);
     }
-    qtest_add_data_func("vhost-memory/log/growth-fails", NULL,
+    qtest_add_data_func("vhost-memory/log/growth-fails", (void *)false,
+                        test_log_growth_fails);
+    qtest_add_data_func("vhost-memory/log/growth-fails-stopped", (void *)true,
                         test_log_growth_fails);
     return g_test_run();
 }
