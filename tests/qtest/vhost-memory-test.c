@@ -375,6 +375,35 @@ static void test_ring_across(const void *opaque)
     vm_free(vm);
 }
 
+/* However often memory changes, a device is broken once. */
+static void test_ring_said_once(const void *opaque)
+{
+    TestVM *vm = vm_new(509);
+    g_autofree char *said = NULL;
+    unsigned int i, count = 0;
+    const char *pos;
+
+    plug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
+    plug(vm, VMEM_BOUNDARY);
+    start_driver(vm, VMEM_ADDR + VMEM_BOUNDARY - PAGE);
+    unplug(vm, VMEM_BOUNDARY);
+    g_assert_true(needs_reset(vm));
+    for (i = 0; i < 10; i++) {
+        plug(vm, 3 * GiB);
+        unplug(vm, 3 * GiB);
+    }
+    vm_check(vm);
+    g_assert_true(g_file_get_contents(vm->stderr_path, &said, NULL, NULL));
+    for (pos = strstr(said, "Cannot map"); pos;
+         pos = strstr(pos + 1, "Cannot map")) {
+        count++;
+    }
+    g_assert_cmpuint(count, ==, 1);
+    check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
 /* One that is shown whole devices has it in one piece. */
 static void test_ring_whole(const void *opaque)
 {
@@ -889,6 +918,8 @@ int main(int argc, char **argv)
                         (void *)(USED_OFFSET + PAGE), test_ring_across);
     qtest_add_data_func("vhost-memory/ring/whole-device", NULL,
                         test_ring_whole);
+    qtest_add_data_func("vhost-memory/ring/said-once", NULL,
+                        test_ring_said_once);
     qtest_add_data_func("vhost-memory/ring/hole", NULL, test_ring_hole);
     qtest_add_data_func("vhost-memory/ring/unplugged", NULL,
                         test_ring_unplugged);
