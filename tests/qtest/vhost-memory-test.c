@@ -41,6 +41,9 @@
 #define SHMEM_ADDR (3 * GiB)
 #define NOWHERE UINT64_MAX
 
+/* A register of the host bridge of the machine "q35" */
+#define MCH_PCIEXBAR 0x60
+
 /* All of a ring of that many entries, a part of which is in the way here. */
 #define RING_ENTRIES 1024
 #define RING_SIZE (32 * KiB)
@@ -48,6 +51,8 @@
 #define USED_OFFSET (DESC_SIZE + PAGE)
 
 typedef struct TestVM {
+    /* NULL: pc */
+    const char *machine;
     char *tmpdir;
     char *stderr_path;
     QVhostUserBackend *backend;
@@ -117,7 +122,7 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
     }
     disk = add_disk(vm);
 
-    vm->qts = qtest_initf("-M pc,memory-backend=ram -nodefaults "
+    vm->qts = qtest_initf("-M %s,memory-backend=ram -nodefaults "
         "-m 128M,maxmem=%" PRIu64 "B "
         "-object memory-backend-memfd,id=ram,size=128M "
         "-object memory-backend-memfd,id=vmem,size=%" PRIu64
@@ -133,9 +138,9 @@ static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
         "-netdev vhost-user,id=net,chardev=chr,queues=%u "
         "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mq=on,"
         "mac=52:54:00:12:34:56,rx_queue_size=%d %s %s 2>%s",
-        RAM_SIZE + vmem_size, vmem_size, VMEM_SLOT, (uint64_t)VMEM_ADDR,
-        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT,
-        RING_ENTRIES, disk, args, vm->stderr_path);
+        vm->machine ?: "pc", RAM_SIZE + vmem_size, vmem_size, VMEM_SLOT,
+        (uint64_t)VMEM_ADDR, vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket,
+        queues, NET_SLOT, RING_ENTRIES, disk, args, vm->stderr_path);
 
     pc_alloc_init(&vm->alloc, vm->qts, 0);
     vm->pcibus = qpci_new_pc(vm->qts, &vm->alloc);
@@ -394,8 +399,7 @@ static void test_ring_said_once(const void *opaque)
     }
     vm_check(vm);
     g_assert_true(g_file_get_contents(vm->stderr_path, &said, NULL, NULL));
-    for (pos = strstr(said, "Cannot map"); pos;
-         pos = strstr(pos + 1, "Cannot map")) {
+    for (pos = said; (pos = strstr(pos, "Cannot map")); pos++) {
         count++;
     }
     g_assert_cmpuint(count, ==, 1);
@@ -520,6 +524,46 @@ static void test_ring_bar(const void *opaque)
         break;
     }
     check_gone(vm);
+}
+
+/* With the machine "q35", a guest can have that in the way of all RAM. */
+static void move_config_space(TestVM *vm, uint64_t addr)
+{
+    QPCIDevice *host_bridge = qpci_device_find(vm->pcibus, QPCI_DEVFN(0, 0));
+
+    qpci_config_writel(host_bridge, MCH_PCIEXBAR + 4, addr >> 32);
+    qpci_config_writel(host_bridge, MCH_PCIEXBAR, (uint32_t)addr | 1);
+    g_free(host_bridge);
+}
+
+static void test_ring_hidden(const void *opaque)
+{
+    const unsigned int max_regions = (uintptr_t)opaque;
+    const bool has_memslots = max_regions == 509;
+    const uint64_t addr = VMEM_ADDR + VMEM_BOUNDARY / 2;
+    TestVM *vm = g_new0(TestVM, 1);
+
+    vm->machine = "q35";
+    vm_start(vm, max_regions, VMEM_SIZE, 1, "%s", "");
+    qvirtio_pci_device_enable(vm->dev);
+    qvirtio_mem_pci_start(vm->mem);
+
+    plug(vm, VMEM_BOUNDARY / 2);
+    start_driver(vm, addr);
+    wait_started(vm);
+    move_config_space(vm, addr);
+    vm_check(vm);
+    g_assert_cmpint(needs_reset(vm), ==, has_memslots);
+    g_assert_cmpint(!qvhost_user_backend_memory(vm->backend, addr, PAGE), ==,
+                    has_memslots);
+
+    /* Memslots that consist of two parts are fine. */
+    unplug(vm, VMEM_BOUNDARY / 2);
+    plug(vm, VMEM_BOUNDARY / 2);
+    move_config_space(vm, VMEM_ADDR + 3 * GiB);
+    check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
 }
 
 /* QEMU is not to be fooled by addresses that are set too late. */
@@ -931,6 +975,10 @@ int main(int argc, char **argv)
                         test_ring_bar);
     qtest_add_data_func("vhost-memory/ring/bar-covered", (void *)2,
                         test_ring_bar);
+    qtest_add_data_func("vhost-memory/ring/hidden", (void *)509,
+                        test_ring_hidden);
+    qtest_add_data_func("vhost-memory/ring/hidden-whole-device", (void *)8,
+                        test_ring_hidden);
     qtest_add_data_func("vhost-memory/ring/late", NULL, test_ring_late);
     qtest_add_data_func("vhost-memory/queues", NULL, test_queues);
     qtest_add_data_func("vhost-memory/log/size", NULL, test_log_size);
