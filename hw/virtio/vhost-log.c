@@ -76,6 +76,22 @@ static void vhost_log_join(struct vhost_dev *dev)
 
 /* ---- Reading the log ---- */
 
+/* The bits of a chunk, which begins at an address, that are for a range. */
+static vhost_log_chunk_t vhost_log_mask(uint64_t addr, uint64_t start,
+                                        uint64_t end)
+{
+    vhost_log_chunk_t mask = ~(vhost_log_chunk_t)0;
+
+    if (addr < start) {
+        mask <<= (start - addr) / VHOST_LOG_PAGE;
+    }
+    if (end - addr < VHOST_LOG_CHUNK) {
+        mask &= ~(vhost_log_chunk_t)0 >>
+                (VHOST_LOG_BITS - 1 - (end - addr) / VHOST_LOG_PAGE);
+    }
+    return mask;
+}
+
 /* Without a log, all of it is dirty. */
 static void vhost_log_sync_range(const struct vhost_log *log,
                                  MemoryRegionSection *section,
@@ -105,20 +121,22 @@ static void vhost_log_sync_range(const struct vhost_log *log,
     to = log->log + MIN(end / VHOST_LOG_CHUNK + 1, log->size);
 
     for (; from < to; ++from) {
+        const vhost_log_chunk_t mask = vhost_log_mask(addr, start, end);
         vhost_log_chunk_t bits;
         /*
          * We first check with non-atomic: much cheaper,
          * and we expect non-dirty to be the common case.
          */
-        if (!*from) {
+        if (!(*from & mask)) {
             addr += VHOST_LOG_CHUNK;
             continue;
         }
         /*
          * Data must be read atomically. We don't really need barrier semantics
-         * but it's easier to use atomic_* than roll our own.
+         * but it's easier to use atomic_* than roll our own. The other bits may
+         * be for another section, or for none.
          */
-        bits = qatomic_xchg(from, 0);
+        bits = qatomic_fetch_and(from, ~mask) & mask;
         while (bits) {
             int bit = ctzl(bits);
             hwaddr page_addr;
@@ -404,8 +422,13 @@ int vhost_log_use(struct vhost_dev *dev)
 void vhost_log_leave(struct vhost_dev *dev, bool sync)
 {
     struct vhost_log *log = dev->log;
+    int i;
 
     if (!log) {
+        /* What it has written is not looked for once more when it is gone. */
+        for (i = 0; sync && dev->log_enabled && i < dev->n_mem_sections; i++) {
+            vhost_log_sync_section(dev, NULL, &dev->mem_sections[i], true);
+        }
         return;
     }
     QLIST_SAFE_REMOVE(dev, logdev_entry);

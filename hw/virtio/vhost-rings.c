@@ -162,9 +162,10 @@ void vhost_rings_check(struct vhost_dev *dev)
             virtio_error(dev->vdev, "%s: queue %u was stopped: its %s at 0x%"
                          HWADDR_PRIx " is not in one memory region any more",
                          vhost_device_id(dev), idx, lost->name, lost->addr);
-            dev->vhost_ops->vhost_get_vring_base(dev, &state);
-            /* Whether that works or not: do not ask again. */
+            /* Whether it works or not, do not stop it again. */
             vq->desc_phys = 0;
+            /* Unmaps what the backend mapped to be notified by, if it did. */
+            dev->vhost_ops->vhost_get_vring_base(dev, &state);
         }
     }
 }

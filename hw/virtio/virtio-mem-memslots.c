@@ -129,11 +129,13 @@ static void virtio_mem_discard_memslot(uint64_t offset, uint64_t size,
 
 /*
  * Whether the memory is ours to discard. The source of a migration may go on
- * with memory that we share with it, the destination may run on it already.
+ * with memory that we share with it, the destination may run on it already,
+ * a moment before we know that it does.
  */
 static bool virtio_mem_owns_memory(void)
 {
     return !runstate_check(RUN_STATE_INMIGRATE) &&
+           !runstate_check(RUN_STATE_FINISH_MIGRATE) &&
            !runstate_check(RUN_STATE_POSTMIGRATE);
 }
 

@@ -6,319 +6,12 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/units.h"
-#include "libqtest.h"
-#include "libqos/host.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci-pc.h"
-#include "libqos/vhost-user-backend.h"
-#include "libqos/virtio-mem.h"
-#include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
-#include "standard-headers/linux/pci_regs.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_net.h"
-#include <sys/resource.h>
+#include "vhost-memory/framework.h"
 
-#define TIMEOUT_US (60 * G_USEC_PER_SEC)
-#define PAGE (4 * KiB)
-#define RAM_SIZE (128 * MiB)
-
-#define VMEM_SLOT 4
-#define SHMEM_SLOT 5
-#define NET_SLOT 8
-#define DISK_SLOT 9
-
-/* A virtio-mem device, with a boundary of memslots at that offset */
-#define VMEM_ADDR (4 * GiB)
-#define VMEM_SIZE (4 * GiB)
-#define VMEM_BOUNDARY (1 * GiB)
-#define VMEM_BLOCK (2 * MiB)
-
-/* PCI devices that share memory have a BAR of that size, anywhere. */
-#define SHMEM_SIZE (1 * MiB)
-#define NB_SHMEMS 2
-#define SHMEM_ADDR (3 * GiB)
-#define NOWHERE UINT64_MAX
-
-/* All of a ring of that many entries, a part of which is in the way here. */
-#define RING_ENTRIES 1024
-#define RING_SIZE (32 * KiB)
-#define DESC_SIZE (16 * RING_ENTRIES)
-#define USED_OFFSET (DESC_SIZE + PAGE)
-
-typedef struct TestVM {
-    char *tmpdir;
-    char *stderr_path;
-    QVhostUserBackend *backend;
-    QTestState *qts;
-    QGuestAllocator alloc;
-    QPCIBus *pcibus;
-    QVirtioMEMPCI *mem;
-    QPCIDevice *shmem[NB_SHMEMS];
-    QVirtioPCIDevice *dev;
-    QGuestAllocator ring_alloc;
-    QVirtQueue *vq;
-    /* how many queues had been started when the driver came last */
-    unsigned int kicks;
-
-    /* A second device, with a backend of its own, if there is to be one */
-    bool with_disk;
-    QVhostUserBackend *disk_backend;
-    QVirtioPCIDevice *disk;
-    QVirtQueue *disk_vq;
-} TestVM;
-
-/* ---- The VM ---- */
-
-/* Returns arguments for QEMU. */
-static char *add_disk(TestVM *vm)
-{
-    g_autofree char *socket = g_strdup_printf("%s/disk", vm->tmpdir);
-
-    if (!vm->with_disk) {
-        return g_strdup("");
-    }
-    vm->disk_backend = qvhost_user_backend_new(socket, 509);
-    return g_strdup_printf("-chardev socket,id=disk,path=%s "
-                           "-device vhost-user-blk-pci,chardev=disk,addr=%x.0",
-                           socket, DISK_SLOT);
-}
-
-/* @queues: how many pairs of queues the network device has */
-static void G_GNUC_PRINTF(5, 6) vm_start(TestVM *vm, unsigned int max_regions,
-                                         uint64_t vmem_size,
-                                         unsigned int queues,
-                                         const char *fmt, ...)
-{
-    QPCIAddress mem_addr = { .devfn = QPCI_DEVFN(VMEM_SLOT, 0) };
-    QPCIAddress net_addr = { .devfn = QPCI_DEVFN(NET_SLOT, 0) };
-    QPCIAddress disk_addr = { .devfn = QPCI_DEVFN(DISK_SLOT, 0) };
-    g_autofree char *args = NULL;
-    g_autofree char *disk = NULL;
-    g_autofree char *socket = NULL;
-    va_list ap;
-    unsigned int i;
-
-    va_start(ap, fmt);
-    args = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-
-    vm->tmpdir = g_dir_make_tmp("vhost-memory-test-XXXXXX", NULL);
-    g_assert_nonnull(vm->tmpdir);
-    vm->stderr_path = g_strdup_printf("%s/stderr", vm->tmpdir);
-    socket = g_strdup_printf("%s/backend", vm->tmpdir);
-    vm->backend = qvhost_user_backend_new(socket, max_regions);
-    disk = add_disk(vm);
-
-    vm->qts = qtest_initf("-M pc,memory-backend=ram -nodefaults "
-        "-m 128M,maxmem=%" PRIu64 "B "
-        "-object memory-backend-memfd,id=ram,size=128M "
-        "-object memory-backend-memfd,id=vmem,size=%" PRIu64
-        "B,reserve=off "
-        "-device virtio-mem-pci,id=vmem0,memdev=vmem,addr=%x.0,memaddr=0x%"
-        PRIx64 ",block-size=2M,requested-size=%" PRIu64 "B,dynamic-memslots=on,"
-        "unplugged-inaccessible=on "
-        "-object memory-backend-memfd,id=shmem0,size=1M "
-        "-object memory-backend-memfd,id=shmem1,size=1M "
-        "-device ivshmem-plain,memdev=shmem0,master=on,addr=%x.0 "
-        "-device ivshmem-plain,memdev=shmem1,master=on,addr=%x.0 "
-        "-chardev socket,id=chr,path=%s "
-        "-netdev vhost-user,id=net,chardev=chr,queues=%u "
-        "-device virtio-net-pci,id=net0,netdev=net,addr=%x.0,mq=on,"
-        "mac=52:54:00:12:34:56,rx_queue_size=%d %s %s 2>%s",
-        RAM_SIZE + vmem_size, vmem_size, VMEM_SLOT, (uint64_t)VMEM_ADDR,
-        vmem_size, SHMEM_SLOT, SHMEM_SLOT + 1, socket, queues, NET_SLOT,
-        RING_ENTRIES, disk, args, vm->stderr_path);
-
-    pc_alloc_init(&vm->alloc, vm->qts, 0);
-    vm->pcibus = qpci_new_pc(vm->qts, &vm->alloc);
-    for (i = 0; i < NB_SHMEMS; i++) {
-        vm->shmem[i] = qpci_device_find(vm->pcibus,
-                                        QPCI_DEVFN(SHMEM_SLOT + i, 0));
-        g_assert_nonnull(vm->shmem[i]);
-    }
-    vm->mem = qvirtio_mem_pci_new(vm->pcibus, &mem_addr, &vm->alloc);
-    vm->dev = virtio_pci_new(vm->pcibus, &net_addr);
-    g_assert_nonnull(vm->dev);
-    if (vm->with_disk) {
-        vm->disk = virtio_pci_new(vm->pcibus, &disk_addr);
-        g_assert_nonnull(vm->disk);
-    }
-}
-
-/* What a driver finds when it comes, unless the VM is to be migrated to */
-static TestVM *vm_new_with(unsigned int max_regions, uint64_t vmem_size,
-                           unsigned int queues, bool with_disk)
-{
-    TestVM *vm = g_new0(TestVM, 1);
-
-    vm->with_disk = with_disk;
-    vm_start(vm, max_regions, vmem_size, queues, "%s", "");
-    qvirtio_pci_device_enable(vm->dev);
-    qvirtio_mem_pci_start(vm->mem);
-    return vm;
-}
-
-static TestVM *vm_new(unsigned int max_regions)
-{
-    return vm_new_with(max_regions, VMEM_SIZE, 1, false);
-}
-
-static void free_ring(TestVM *vm)
-{
-    if (vm->vq) {
-        qvirtqueue_cleanup(vm->dev->vdev.bus, vm->vq, &vm->ring_alloc);
-        alloc_destroy(&vm->ring_alloc);
-        vm->vq = NULL;
-    }
-}
-
-/* QEMU is alive, and has not sent anything that no backend takes. */
-static void vm_check(TestVM *vm)
-{
-    g_autofree char *error = qvhost_user_backend_error(vm->backend);
-
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'query-status' }");
-    g_assert_cmpstr(error, ==, NULL);
-    if (vm->with_disk) {
-        g_autofree char *disk_error =
-            qvhost_user_backend_error(vm->disk_backend);
-
-        g_assert_cmpstr(disk_error, ==, NULL);
-    }
-}
-
-static void vm_free(TestVM *vm)
-{
-    unsigned int i;
-
-    vm_check(vm);
-    free_ring(vm);
-    qvirtio_mem_pci_free(vm->mem);
-    qvirtio_pci_destructor(&vm->dev->obj);
-    g_free(vm->dev);
-    if (vm->disk_vq) {
-        qvirtqueue_cleanup(vm->disk->vdev.bus, vm->disk_vq, &vm->alloc);
-    }
-    if (vm->disk) {
-        qvirtio_pci_destructor(&vm->disk->obj);
-        g_free(vm->disk);
-    }
-    for (i = 0; i < NB_SHMEMS; i++) {
-        g_free(vm->shmem[i]);
-    }
-    qpci_free_pc(vm->pcibus);
-    alloc_destroy(&vm->alloc);
-    qtest_quit(vm->qts);
-    qvhost_user_backend_free(vm->backend);
-    qvhost_user_backend_free(vm->disk_backend);
-    unlink(vm->stderr_path);
-    rmdir(vm->tmpdir);
-    g_free(vm->stderr_path);
-    g_free(vm->tmpdir);
-    g_free(vm);
-}
-
-static bool vm_has_said(TestVM *vm, const char *text)
-{
-    g_autofree char *said = NULL;
-
-    g_assert_true(g_file_get_contents(vm->stderr_path, &said, NULL, NULL));
-    return strstr(said, text);
-}
-
-/* ---- Memory ---- */
-
-static void plug(TestVM *vm, uint64_t offset)
-{
-    g_assert_cmpint(qvirtio_mem_plug(&vm->mem->mem, VMEM_ADDR + offset, 1), ==,
-                    VIRTIO_MEM_RESP_ACK);
-}
-
-static void unplug(TestVM *vm, uint64_t offset)
-{
-    g_assert_cmpint(qvirtio_mem_unplug(&vm->mem->mem, VMEM_ADDR + offset, 1),
-                    ==, VIRTIO_MEM_RESP_ACK);
-}
-
-/* Have the memory of a PCI device at that address. */
-static void move_shmem(TestVM *vm, unsigned int i, uint64_t addr)
-{
-    QPCIDevice *dev = vm->shmem[i];
-
-    if (addr == NOWHERE) {
-        qpci_config_writew(dev, PCI_COMMAND, 0);
-        return;
-    }
-    qpci_config_writel(dev, PCI_BASE_ADDRESS_2, addr);
-    qpci_config_writel(dev, PCI_BASE_ADDRESS_3, addr >> 32);
-    qpci_config_writew(dev, PCI_COMMAND, PCI_COMMAND_MEMORY);
-}
-
-/* ---- The driver of the network device ---- */
-
-static void start_driver(TestVM *vm, uint64_t ring)
-{
-    QVirtioDevice *vdev = &vm->dev->vdev;
-
-    free_ring(vm);
-    qvirtio_start_device(vdev);
-    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
-                               (1ull << VIRTIO_F_VERSION_1 |
-                                1ull << VIRTIO_NET_F_CTRL_VQ |
-                                1ull << VIRTIO_NET_F_MQ));
-    alloc_init(&vm->ring_alloc, 0, ring, ring + RING_SIZE, PAGE);
-    vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, 0);
-    g_assert_cmpuint(vm->vq->size, ==, RING_ENTRIES);
-    g_assert_cmphex(vm->vq->used, ==, ring + USED_OFFSET);
-    vm->kicks = qvhost_user_backend_nr_messages(vm->backend,
-                                                VHOST_USER_SET_VRING_KICK);
-    qvirtio_set_driver_ok(vdev);
-}
-
-/* QEMU does not wait for the backend to start a queue. */
-static void wait_started(TestVM *vm)
-{
-    qvhost_user_backend_wait(vm->backend, VHOST_USER_SET_VRING_KICK,
-                             vm->kicks + 1);
-    g_assert_true(qvhost_user_backend_started(vm->backend));
-}
-
-static void stop_driver(TestVM *vm)
-{
-    qvirtio_reset(&vm->dev->vdev);
-    g_assert_false(qvhost_user_backend_started(vm->backend));
-}
-
-static bool needs_reset(TestVM *vm)
-{
-    return vm->dev->vdev.bus->get_status(&vm->dev->vdev) &
-           VIRTIO_CONFIG_S_NEEDS_RESET;
-}
-
-/* Somewhere in boot memory, where nobody has anything against it. */
-static void check_works(TestVM *vm)
-{
-    start_driver(vm, guest_alloc(&vm->alloc, RING_SIZE));
-    wait_started(vm);
-    g_assert_false(needs_reset(vm));
-    vm_check(vm);
-}
-
-static void start_disk(TestVM *vm)
-{
-    QVirtioDevice *vdev = &vm->disk->vdev;
-
-    qvirtio_pci_device_enable(vm->disk);
-    qvirtio_start_device(vdev);
-    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
-                               (1ull << VIRTIO_F_VERSION_1));
-    vm->disk_vq = qvirtqueue_setup(vdev, &vm->alloc, 0);
-    qvirtio_set_driver_ok(vdev);
-    qvhost_user_backend_wait(vm->disk_backend, VHOST_USER_SET_VRING_KICK, 1);
-}
+/* A register of the host bridge of the machine "q35" */
+#define MCH_PCIEXBAR 0x60
 
 /* ---- Rings ---- */
 
@@ -366,6 +59,34 @@ static void test_ring_across(const void *opaque)
     vm_check(vm);
     check_works(vm);
     plug(vm, 3 * GiB);
+    stop_driver(vm);
+    vm_free(vm);
+}
+
+/* However often memory changes, a device is broken once. */
+static void test_ring_said_once(const void *opaque)
+{
+    TestVM *vm = vm_new(509);
+    g_autofree char *said = NULL;
+    unsigned int i, count = 0;
+    const char *pos;
+
+    plug(vm, VMEM_BOUNDARY - VMEM_BLOCK);
+    plug(vm, VMEM_BOUNDARY);
+    start_driver(vm, VMEM_ADDR + VMEM_BOUNDARY - PAGE);
+    unplug(vm, VMEM_BOUNDARY);
+    g_assert_true(needs_reset(vm));
+    for (i = 0; i < 10; i++) {
+        plug(vm, 3 * GiB);
+        unplug(vm, 3 * GiB);
+    }
+    vm_check(vm);
+    g_assert_true(g_file_get_contents(vm->stderr_path, &said, NULL, NULL));
+    for (pos = said; (pos = strstr(pos, "Cannot map")); pos++) {
+        count++;
+    }
+    g_assert_cmpuint(count, ==, 1);
+    check_works(vm);
     stop_driver(vm);
     vm_free(vm);
 }
@@ -440,6 +161,28 @@ static void test_ring_unplugged(const void *opaque)
     check_gone(vm);
 }
 
+/*
+ * The page that the backend is notified by goes with the queue: that is another
+ * change of memory, for all backends (here: one for each pair of queues).
+ */
+static void test_ring_notifier(const void *opaque)
+{
+    TestVM *vm = vm_new_with(&(VMConfig) {
+        .max_regions = 509,
+        .queues = 2,
+        .with_notifiers = true,
+        .args = "-global virtio-net-pci.page-per-vq=on",
+    });
+
+    plug(vm, 0);
+    start_driver(vm, VMEM_ADDR);
+    wait_started(vm);
+    qvhost_user_backend_map_notifier(vm->backend, 0);
+    vm_check(vm);
+    unplug(vm, 0);
+    check_gone(vm);
+}
+
 /* Its BAR is gone, elsewhere, or below another one. */
 static void test_ring_bar(const void *opaque)
 {
@@ -463,6 +206,44 @@ static void test_ring_bar(const void *opaque)
         break;
     }
     check_gone(vm);
+}
+
+/* With the machine "q35", a guest can have that in the way of all RAM. */
+static void move_config_space(TestVM *vm, uint64_t addr)
+{
+    QPCIDevice *host_bridge = qpci_device_find(vm->pcibus, QPCI_DEVFN(0, 0));
+
+    qpci_config_writel(host_bridge, MCH_PCIEXBAR + 4, addr >> 32);
+    qpci_config_writel(host_bridge, MCH_PCIEXBAR, (uint32_t)addr | 1);
+    g_free(host_bridge);
+}
+
+static void test_ring_hidden(const void *opaque)
+{
+    const unsigned int max_regions = (uintptr_t)opaque;
+    const bool has_memslots = max_regions == 509;
+    const uint64_t addr = VMEM_ADDR + VMEM_BOUNDARY / 2;
+    TestVM *vm = vm_new_with(&(VMConfig) {
+        .max_regions = max_regions,
+        .machine = "q35",
+    });
+
+    plug(vm, VMEM_BOUNDARY / 2);
+    start_driver(vm, addr);
+    wait_started(vm);
+    move_config_space(vm, addr);
+    vm_check(vm);
+    g_assert_cmpint(needs_reset(vm), ==, has_memslots);
+    g_assert_cmpint(!qvhost_user_backend_memory(vm->backend, addr, PAGE), ==,
+                    has_memslots);
+
+    /* Memslots that consist of two parts are fine. */
+    unplug(vm, VMEM_BOUNDARY / 2);
+    plug(vm, VMEM_BOUNDARY / 2);
+    move_config_space(vm, VMEM_ADDR + 3 * GiB);
+    check_works(vm);
+    stop_driver(vm);
+    vm_free(vm);
 }
 
 /* QEMU is not to be fooled by addresses that are set too late. */
@@ -495,7 +276,11 @@ static unsigned int nr_added(TestVM *vm)
 /* However many queues a device has, it is told once, and counts once. */
 static void test_queues(const void *opaque)
 {
-    TestVM *vm = vm_new_with(509, MANY_MEMSLOTS * GiB, MANY_QUEUES, false);
+    TestVM *vm = vm_new_with(&(VMConfig) {
+        .max_regions = 509,
+        .vmem_size = MANY_MEMSLOTS * GiB,
+        .queues = MANY_QUEUES,
+    });
     unsigned int i, added, vhosts = 0;
     const QListEntry *entry;
     QDict *rsp;
@@ -528,371 +313,6 @@ static void test_queues(const void *opaque)
     vm_free(vm);
 }
 
-/* ---- The log of dirty pages ---- */
-
-/* Memory that takes long to be sent */
-#define SCRATCH_SIZE (16 * MiB)
-
-/* Pages in a virtio-mem device, and one in a BAR */
-#define PAGE_ADDR(i) (VMEM_ADDR + (i) * PAGE)
-#define SHMEM_OFFSET (64 * KiB)
-
-static void wait_for_log(QVhostUserBackend *backend)
-{
-    const gint64 end = g_get_monotonic_time() + TIMEOUT_US;
-
-    while (!qvhost_user_backend_log(backend, PAGE_ADDR(0))) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
-}
-
-/* Track dirty pages for a minute, which is the longest. */
-static void measure_dirty_rate_by(TestVM *vm, const char *mode,
-                                  unsigned int seconds)
-{
-    qtest_qmp_assert_success(vm->qts,
-        "{ 'execute': 'calc-dirty-rate', 'arguments': {"
-        "  'calc-time': %u, 'mode': %s } }", seconds, mode);
-}
-
-static void measure_dirty_rate(TestVM *vm, unsigned int seconds)
-{
-    measure_dirty_rate_by(vm, "dirty-bitmap", seconds);
-}
-
-static char *dirty_rate_status(TestVM *vm)
-{
-    QDict *rsp = qtest_qmp_assert_success_ref(vm->qts,
-        "{ 'execute': 'query-dirty-rate' }");
-    char *status = g_strdup(qdict_get_str(rsp, "status"));
-
-    qobject_unref(rsp);
-    return status;
-}
-
-static void wait_dirty_rate(TestVM *vm, const char *expected)
-{
-    const gint64 end = g_get_monotonic_time() + TIMEOUT_US;
-    g_autofree char *status = dirty_rate_status(vm);
-
-    while (!g_str_equal(status, expected)) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-        g_free(status);
-        status = dirty_rate_status(vm);
-    }
-}
-
-static void wait_said(TestVM *vm, const char *text)
-{
-    const gint64 end = g_get_monotonic_time() + TIMEOUT_US;
-
-    while (!vm_has_said(vm, text)) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
-}
-
-/* The files of QEMU: how many are logs; what the first is that is not open */
-static unsigned int count_logs(TestVM *vm, unsigned int *first_free)
-{
-    g_autofree char *path = g_strdup_printf("/proc/%d/fd",
-                                            qtest_pid(vm->qts));
-    unsigned int count = 0, fd;
-
-    for (fd = 0; fd < 1024; fd++) {
-        g_autofree char *link = g_strdup_printf("%s/%u", path, fd);
-        g_autofree char *file = g_file_read_link(link, NULL);
-
-        if (!file) {
-            *first_free = MIN(*first_free, fd);
-        } else if (strstr(file, "memfd:vhost-log")) {
-            count++;
-        }
-    }
-    return count;
-}
-
-/* Let QEMU open no more files. Returns what it could have before. */
-static struct rlimit forbid_files(TestVM *vm)
-{
-    struct rlimit before, limit;
-    unsigned int first_free = UINT_MAX;
-
-    count_logs(vm, &first_free);
-    g_assert_cmpint(prlimit(qtest_pid(vm->qts), RLIMIT_NOFILE, NULL, &before),
-                    ==, 0);
-    limit = before;
-    limit.rlim_cur = first_free;
-    g_assert_cmpint(prlimit(qtest_pid(vm->qts), RLIMIT_NOFILE, &limit, NULL),
-                    ==, 0);
-    return before;
-}
-
-static void allow_files(TestVM *vm, struct rlimit limit)
-{
-    g_assert_cmpint(prlimit(qtest_pid(vm->qts), RLIMIT_NOFILE, &limit, NULL),
-                    ==, 0);
-}
-
-/* It is there once, and does not get smaller while it is in use. */
-static void test_log_size(const void *opaque)
-{
-    static const uint64_t addrs[] = {
-        1 * TiB, 2 * TiB, 4 * TiB, NOWHERE, SHMEM_ADDR, 4 * TiB, 512 * GiB,
-        8 * TiB, NOWHERE,
-    };
-    TestVM *vm = vm_new(509);
-    uint64_t size = 0;
-    unsigned int i, unused;
-
-    plug(vm, 0);
-    check_works(vm);
-    measure_dirty_rate(vm, 60);
-    wait_for_log(vm->backend);
-    for (i = 0; i < ARRAY_SIZE(addrs); i++) {
-        move_shmem(vm, 0, addrs[i]);
-        plug(vm, 2 * GiB);
-        unplug(vm, 2 * GiB);
-        vm_check(vm);
-        g_assert_cmpuint(qvhost_user_backend_log_size(vm->backend), >=, size);
-        size = qvhost_user_backend_log_size(vm->backend);
-        g_assert_cmpuint(count_logs(vm, &unused), ==, 1);
-    }
-    stop_driver(vm);
-    g_assert_cmpuint(count_logs(vm, &unused), ==, 0);
-    vm_free(vm);
-}
-
-/* Nothing is measured if it cannot be, and that is all. */
-static void test_log_start_fails(const void *opaque)
-{
-    TestVM *vm = vm_new(509);
-    struct rlimit limit;
-    unsigned int unused;
-
-    plug(vm, 0);
-    check_works(vm);
-    limit = forbid_files(vm);
-    measure_dirty_rate(vm, 1);
-    /* A thread of its own starts with it: "unstarted" is what it is before. */
-    wait_said(vm, "vhost: Failed to start logging");
-    wait_dirty_rate(vm, "unstarted");
-    g_assert_false(qvhost_user_backend_log(vm->backend, PAGE_ADDR(0)));
-    allow_files(vm, limit);
-    vm_check(vm);
-
-    measure_dirty_rate(vm, 1);
-    wait_dirty_rate(vm, "measured");
-    g_assert_cmpuint(qvhost_user_backend_log_size(vm->backend), >, 0);
-    g_assert_cmpuint(count_logs(vm, &unused), ==, 0);
-    stop_driver(vm);
-    vm_free(vm);
-}
-
-/* With KVM's rings of dirty pages, vCPUs are measured without the log. */
-static void test_log_start_fails_ring(const void *opaque)
-{
-    TestVM *vm = g_new0(TestVM, 1);
-    g_autofree char *bios = NULL;
-    struct rlimit limit;
-    int fd;
-
-    if (qhost_why_no_kvm()) {
-        qhost_test_no_kvm("KVM is not built in");
-        g_free(vm);
-        return;
-    }
-    fd = g_file_open_tmp("vhost-memory-test-XXXXXX.bios", &bios, NULL);
-    g_assert_cmpint(fd, >=, 0);
-    close(fd);
-    qhost_write_sleeping_firmware(bios);
-    vm_start(vm, 509, VMEM_SIZE, 1,
-             "-accel kvm,dirty-ring-size=4096 -bios %s", bios);
-    qvirtio_pci_device_enable(vm->dev);
-    qvirtio_mem_pci_start(vm->mem);
-    plug(vm, 0);
-    check_works(vm);
-    limit = forbid_files(vm);
-    measure_dirty_rate_by(vm, "dirty-ring", 1);
-    wait_said(vm, "vhost: Failed to start logging");
-    wait_dirty_rate(vm, "measured");
-    allow_files(vm, limit);
-    stop_driver(vm);
-    vm_free(vm);
-    unlink(bios);
-}
-
-/* ---- What the log is for ---- */
-
-static int64_t migration_ram(TestVM *vm, const char *key)
-{
-    QDict *rsp = qtest_qmp_assert_success_ref(vm->qts,
-        "{ 'execute': 'query-migrate' }");
-    int64_t value = 0;
-
-    if (qdict_haskey(rsp, "ram")) {
-        value = qdict_get_int(qdict_get_qdict(rsp, "ram"), key);
-    }
-    qobject_unref(rsp);
-    return value;
-}
-
-static void wait_migrated(TestVM *vm)
-{
-    const char *status = NULL;
-
-    while (g_strcmp0(status, "completed")) {
-        QDict *rsp = qtest_qmp_assert_success_ref(vm->qts,
-            "{ 'execute': 'query-migrate' }");
-
-        status = g_intern_string(qdict_get_try_str(rsp, "status"));
-        qobject_unref(rsp);
-        g_assert_cmpstr(status, !=, "failed");
-        g_usleep(1000);
-    }
-}
-
-static void set_limits(TestVM *vm, unsigned int bandwidth,
-                       unsigned int downtime)
-{
-    qtest_qmp_assert_success(vm->qts,
-        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
-        "  'max-bandwidth': %u, 'downtime-limit': %u } }",
-        bandwidth, downtime);
-}
-
-/*
- * All has been sent once, and what is to be sent again takes hours, when this
- * returns.
- */
-static TestVM *start_migration(TestVM *vm)
-{
-    g_autofree char *uri = g_strdup_printf("unix:%s/migration", vm->tmpdir);
-    const uint64_t scratch = guest_alloc(&vm->alloc, SCRATCH_SIZE);
-    TestVM *target = g_new0(TestVM, 1);
-    uint8_t content = 1;
-
-    target->with_disk = vm->with_disk;
-    vm_start(target, 509, VMEM_SIZE, 1, "-incoming %s", uri);
-    set_limits(vm, 10 * MiB, 1);
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate',"
-                             "  'arguments': { 'uri': %s } }", uri);
-    while (migration_ram(vm, "dirty-sync-count") < 2) {
-        qtest_memset(vm->qts, scratch, content++, SCRATCH_SIZE);
-    }
-    set_limits(vm, 1000, 1);
-    qtest_memset(vm->qts, scratch, content, SCRATCH_SIZE);
-    wait_for_log(vm->backend);
-    if (vm->with_disk) {
-        wait_for_log(vm->disk_backend);
-    }
-    return target;
-}
-
-static void finish_migration(TestVM *vm, TestVM *target)
-{
-    g_autofree char *socket = g_strdup_printf("%s/migration", vm->tmpdir);
-
-    /* It does not converge if all is dirty. */
-    set_limits(vm, 0, 60000);
-    wait_migrated(vm);
-    wait_migrated(target);
-    unlink(socket);
-}
-
-/* Write to memory by way of the backend, and tell of it or not. */
-static void backend_write(QVhostUserBackend *backend, uint64_t addr, bool log)
-{
-    void *memory = qvhost_user_backend_memory(backend, addr, PAGE);
-
-    g_assert_nonnull(memory);
-    memset(memory, 2, PAGE);
-    if (log) {
-        g_assert_true(qvhost_user_backend_log(backend, addr));
-    }
-}
-
-/* The log is replaced in the middle of a migration, and memory moves. */
-static void test_log_moves(const void *opaque)
-{
-    const bool with_disk = opaque;
-    TestVM *vm = vm_new_with(509, VMEM_SIZE, 1, with_disk), *target;
-    QVhostUserBackend *backends[] = { vm->backend, vm->disk_backend };
-    unsigned int i;
-
-    plug(vm, 0);
-    move_shmem(vm, 0, SHMEM_ADDR);
-    check_works(vm);
-    if (with_disk) {
-        start_disk(vm);
-    }
-    target = start_migration(vm);
-
-    /* Each writes to pages of its own. */
-    for (i = 0; i <= with_disk; i++) {
-        backend_write(backends[i], PAGE_ADDR(4 + i), true);
-        backend_write(backends[i], SHMEM_ADDR + SHMEM_OFFSET + i * PAGE, true);
-    }
-    /* The test would prove nothing if this one arrived. */
-    backend_write(vm->backend, PAGE_ADDR(2), false);
-    move_shmem(vm, 0, 1 * TiB);
-    for (i = 0; i <= with_disk; i++) {
-        backend_write(backends[i], PAGE_ADDR(8 + i), true);
-        backend_write(backends[i], 1 * TiB + SHMEM_OFFSET + (4 + i) * PAGE,
-                      true);
-    }
-    move_shmem(vm, 0, SHMEM_ADDR);
-    for (i = 0; i <= with_disk; i++) {
-        backend_write(backends[i], PAGE_ADDR(12 + i), true);
-    }
-
-    finish_migration(vm, target);
-    g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(2)), ==, 0);
-    for (i = 0; i <= with_disk; i++) {
-        const uint64_t shmem = SHMEM_ADDR + SHMEM_OFFSET + i * PAGE;
-
-        g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(4 + i)), ==, 2);
-        g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(8 + i)), ==, 2);
-        g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(12 + i)), ==, 2);
-        g_assert_cmpint(qtest_readb(target->qts, shmem), ==, 2);
-        g_assert_cmpint(qtest_readb(target->qts, shmem + 4 * PAGE), ==, 2);
-    }
-    vm_free(target);
-    vm_free(vm);
-}
-
-/* The log cannot become larger: all is dirty then, also what nobody tells. */
-static void test_log_growth_fails(const void *opaque)
-{
-    TestVM *vm = vm_new(509), *target;
-    struct rlimit limit;
-
-    plug(vm, 0);
-    move_shmem(vm, 0, SHMEM_ADDR);
-    check_works(vm);
-    target = start_migration(vm);
-
-    backend_write(vm->backend, PAGE_ADDR(1), true);
-    limit = forbid_files(vm);
-    move_shmem(vm, 0, 1 * TiB);
-    g_assert_true(vm_has_said(vm, "vhost cannot log dirty pages any more: all"
-                              " pages count as dirty that it can write to"));
-    g_assert_false(qvhost_user_backend_log(vm->backend, PAGE_ADDR(0)));
-    backend_write(vm->backend, PAGE_ADDR(2), false);
-    backend_write(vm->backend, 1 * TiB + SHMEM_OFFSET, false);
-    allow_files(vm, limit);
-    vm_check(vm);
-
-    finish_migration(vm, target);
-    g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(1)), ==, 2);
-    g_assert_cmpint(qtest_readb(target->qts, PAGE_ADDR(2)), ==, 2);
-    g_assert_cmpint(qtest_readb(target->qts, 1 * TiB + SHMEM_OFFSET), ==, 2);
-    vm_free(target);
-    vm_free(vm);
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -904,29 +324,25 @@ int main(int argc, char **argv)
                         (void *)(USED_OFFSET + PAGE), test_ring_across);
     qtest_add_data_func("vhost-memory/ring/whole-device", NULL,
                         test_ring_whole);
+    qtest_add_data_func("vhost-memory/ring/said-once", NULL,
+                        test_ring_said_once);
     qtest_add_data_func("vhost-memory/ring/hole", NULL, test_ring_hole);
     qtest_add_data_func("vhost-memory/ring/unplugged", NULL,
                         test_ring_unplugged);
+    qtest_add_data_func("vhost-memory/ring/notifier", NULL,
+                        test_ring_notifier);
     qtest_add_data_func("vhost-memory/ring/bar-gone", (void *)0,
                         test_ring_bar);
     qtest_add_data_func("vhost-memory/ring/bar-moved", (void *)1,
                         test_ring_bar);
     qtest_add_data_func("vhost-memory/ring/bar-covered", (void *)2,
                         test_ring_bar);
+    qtest_add_data_func("vhost-memory/ring/hidden", (void *)509,
+                        test_ring_hidden);
+    qtest_add_data_func("vhost-memory/ring/hidden-whole-device", (void *)8,
+                        test_ring_hidden);
     qtest_add_data_func("vhost-memory/ring/late", NULL, test_ring_late);
     qtest_add_data_func("vhost-memory/queues", NULL, test_queues);
-    qtest_add_data_func("vhost-memory/log/size", NULL, test_log_size);
-    qtest_add_data_func("vhost-memory/log/start-fails", NULL,
-                        test_log_start_fails);
-    qtest_add_data_func("vhost-memory/log/start-fails-ring", NULL,
-                        test_log_start_fails_ring);
-    qtest_add_data_func("vhost-memory/log/moves", (void *)false,
-                        test_log_moves);
-    if (qtest_has_device("vhost-user-blk-pci")) {
-        qtest_add_data_func("vhost-memory/log/moves-shared", (void *)true,
-                            test_log_moves);
-    }
-    qtest_add_data_func("vhost-memory/log/growth-fails", NULL,
-                        test_log_growth_fails);
+    add_log_tests();
     return g_test_run();
 }

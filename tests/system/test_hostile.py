@@ -19,6 +19,7 @@ import environment
 import host_memory
 from baremetal import AREA_SIZE, CPUS, BareMetal, Command, Outcome
 from drivers import QUEUE_SIZE, Answer, VirtioBlk, VirtioMem
+from nbd_disk import Disk
 from vm import GIB, MIB, wait_until
 
 NAME = 'vmem0'
@@ -282,6 +283,36 @@ class Hostile:
                                  (GIB - BLOCK) // STRIDE * PAGE)
                 rig.unplug((memslot + 1) * GIB - BLOCK)
                 rig.wait_discarded()
+
+        def test_in_flight(self) -> None:
+            """
+            What a disk reads into memory that was unplugged meanwhile stays
+            there until that is plugged and unplugged.
+            """
+            rig = Rig(self, self.accel, 'on')
+            slow = Disk(self, rig.machine.directory)
+            rig.machine.add_args(
+                '-blockdev', 'nbd,node-name=disk,server.type=unix,'
+                             f'server.path={slow.path}',
+                '-device', f'virtio-blk-pci,drive=disk,addr={DISK_SLOT}')
+            # Looking for partitions, for example
+            slow.release()
+            rig.launch()
+            disk = VirtioBlk(rig.machine, DISK_SLOT)
+            rig.plug(0)
+            slow.hold()
+            disk.post(disk.IN, 0, rig.memory.start, PAGE)
+            slow.wait_held(1)
+            rig.unplug(0)
+            self.assertEqual(rig.machine.mapped_memslots(NAME), [])
+            rig.wait_discarded()
+
+            slow.release()
+            disk.wait()
+            self.assertEqual(rig.host_memory(), PAGE)
+            rig.plug(0)
+            rig.unplug(0)
+            rig.wait_discarded()
 
         def test_race(self) -> None:
             """

@@ -280,7 +280,7 @@ typedef void MemslotDeviceFunc(const MemoryRegionSection *section,
  * @opaque: passed to @func
  *
  * A device's memory lies in one piece, in the order of its RAM memory region,
- * and nothing else is ever mapped there.
+ * and no other RAM is ever mapped there.
  */
 void memslot_account_foreach_device(MemslotDeviceFunc *func, void *opaque);
 

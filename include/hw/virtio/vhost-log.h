@@ -47,7 +47,7 @@ void vhost_log_grow(struct vhost_dev *dev);
  * vhost_log_leave: have a backend without a log
  *
  * @dev: the backend, which does not log any more; it may have no log
- * @sync: whether what is in the log still matters
+ * @sync: whether what is in the log, or all if there is none, still matters
  */
 void vhost_log_leave(struct vhost_dev *dev, bool sync);
 

@@ -11,6 +11,8 @@
 #include "standard-headers/linux/vhost_types.h"
 #include "vhost-user-backend.h"
 
+#define PROTOCOL_VERSION 1
+
 /* Each bit of the log is for that much of guest-physical memory. */
 #define LOG_PAGE_SIZE (4 * KiB)
 
@@ -70,6 +72,11 @@ struct QVhostUserBackend {
     /* It is behind an IOMMU, and has been told of these: vhost_iotlb_msg */
     bool iommu;
     GArray *iotlb;
+
+    /* It has pages that the guest can write to in order to kick a queue. */
+    bool has_notifiers;
+
+    /* What it can ask QEMU on, or -1 */
     int req_fd;
 
     /* How many single regions are taken before others are refused */

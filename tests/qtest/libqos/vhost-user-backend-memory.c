@@ -5,6 +5,8 @@
  */
 
 #include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/memfd.h"
 #include "vhost-user-backend-int.h"
 #include <sys/mman.h>
 
@@ -275,4 +277,44 @@ bool backend_set_log(QVhostUserBackend *backend, const Request *req)
     backend->log_size = size;
     backend->log_allocated = st.st_blocks * 512;
     return backend_queues_are_sane(backend);
+}
+
+void qvhost_user_backend_map_notifier(QVhostUserBackend *backend,
+                                      unsigned int queue)
+{
+    LOCK_GUARD(backend);
+    const uint64_t size = qemu_real_host_page_size();
+    const int fd = qemu_memfd_create("notifier", size, false, 0, 0,
+                                     &error_abort);
+    VhostUserMsg msg = {
+        .request = VHOST_USER_BACKEND_VRING_HOST_NOTIFIER_MSG,
+        .flags = PROTOCOL_VERSION | VHOST_USER_NEED_REPLY_MASK,
+        .size = sizeof(msg.payload.area),
+        .payload.area = { .u64 = queue, .size = size },
+    };
+    char control[CMSG_SPACE(sizeof(fd))] QEMU_ALIGNED(8) = { };
+    struct iovec iov = { &msg, VHOST_USER_HDR_SIZE + msg.size };
+    struct msghdr hdr = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = control,
+        .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&hdr);
+    ssize_t ret;
+
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
+    memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+    ret = RETRY_ON_EINTR(sendmsg(backend->req_fd, &hdr, MSG_NOSIGNAL));
+    g_assert_cmpint(ret, ==, iov.iov_len);
+    close(fd);
+
+    /* QEMU answers this without asking us anything. */
+    iov.iov_len = VHOST_USER_HDR_SIZE + sizeof(msg.payload.u64);
+    ret = RETRY_ON_EINTR(recv(backend->req_fd, &msg, iov.iov_len,
+                              MSG_WAITALL));
+    g_assert_cmpint(ret, ==, iov.iov_len);
+    g_assert_cmpuint(msg.payload.u64, ==, 0);
 }

@@ -16,8 +16,6 @@
 #include <sys/mman.h>
 #include <sys/un.h>
 
-#define PROTOCOL_VERSION 1
-
 /* QEMU tries once a second, on a host that may be busy. */
 #define WAIT_TIMEOUT_US (60 * G_TIME_SPAN_SECOND)
 
@@ -161,7 +159,12 @@ static uint64_t protocol_features(QVhostUserBackend *backend)
     return 1ull << VHOST_USER_PROTOCOL_F_LOG_SHMFD |
            1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK |
            1ull << VHOST_USER_PROTOCOL_F_CONFIG |
-           (uint64_t)backend->iommu << VHOST_USER_PROTOCOL_F_BACKEND_REQ |
+           (uint64_t)(backend->iommu || backend->has_notifiers) <<
+           VHOST_USER_PROTOCOL_F_BACKEND_REQ |
+           (uint64_t)backend->has_notifiers <<
+           VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD |
+           (uint64_t)backend->has_notifiers <<
+           VHOST_USER_PROTOCOL_F_HOST_NOTIFIER |
            1ull << VHOST_USER_PROTOCOL_F_MQ |
            (uint64_t)backend->configurable <<
            VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
@@ -275,7 +278,7 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
                               req->nr_fds);
             return false;
         }
-        /* Nothing is asked for, but it has to stay. */
+        /* It has to stay, whether something is asked for or not. */
         backend->req_fd = dup(req->fds[0]);
         return true;
     case VHOST_USER_SET_OWNER:
@@ -694,6 +697,13 @@ uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
                           " all regions", iova);
     }
     return UINT64_MAX;
+}
+
+void qvhost_user_backend_offer_notifiers(QVhostUserBackend *backend)
+{
+    LOCK_GUARD(backend);
+
+    backend->has_notifiers = true;
 }
 
 void qvhost_user_backend_take_regions(QVhostUserBackend *backend,

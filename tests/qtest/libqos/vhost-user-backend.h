@@ -237,6 +237,25 @@ uint64_t qvhost_user_backend_translate(QVhostUserBackend *backend,
                                        uint64_t iova);
 
 /**
+ * qvhost_user_backend_offer_notifiers:
+ *
+ * Have the backend be able to map a page into a BAR of the device by which the
+ * guest notifies it of a queue: the device needs page-per-vq=on. To be called
+ * before a frontend connects.
+ */
+void qvhost_user_backend_offer_notifiers(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_map_notifier:
+ * @backend: the backend, the device of which is started
+ * @queue: index of the queue
+ *
+ * Map such a page. It stays until the queue is stopped.
+ */
+void qvhost_user_backend_map_notifier(QVhostUserBackend *backend,
+                                      unsigned int queue);
+
+/**
  * qvhost_user_backend_take_regions:
  * @backend: the backend
  * @count: how many regions to take from now on before more are refused, or
