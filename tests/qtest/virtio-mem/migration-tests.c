@@ -320,8 +320,63 @@ static void test_migration_forged(const TestCase *test)
     vm_stop(from);
 }
 
+static void use_mapped_ram(TestVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'mapped-ram', 'state': true } ] }"
+        "}");
+}
+
+/* A file tells how large the pages are that it has bits for. */
+static void test_migration_forged_file(const TestCase *test)
+{
+    /* version and page size, at the start of what it has of each block */
+    const char header[] = "\0\0\0\1\0\0\0\0\0\0\x10\0";
+    const size_t header_size = sizeof(header) - 1;
+    TestVM *from = vm_start(test), *to;
+    g_autofree char *path = g_build_filename(from->tmpdir, "state", NULL);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    g_autofree char *state = NULL;
+    unsigned int count = 0;
+    char *found;
+    gsize size;
+
+    use_mapped_ram(from);
+    qtest_qmp_assert_success(from->qts, "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    wait_for_migration_status(from, "completed");
+
+    g_assert_true(g_file_get_contents(path, &state, &size, NULL));
+    for (found = state;
+         (found = memmem(found, state + size - found, header, header_size));
+         found += header_size) {
+        memset(found + sizeof(uint32_t), 0, sizeof(uint64_t));
+        count++;
+    }
+    g_assert_cmpuint(count, >=, 2);
+    g_assert_true(g_file_set_contents(path, state, size, NULL));
+
+    to = boot_destination(test, &test->config, TESTDEV);
+    use_mapped_ram(to);
+    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_set_expected_status(to->qts, EXIT_FAILURE);
+    wait_for_exit(to);
+    expect_stderr(to, "Error reading ramblock");
+    vm_stop(to);
+    vm_stop(from);
+}
+
+static const NamedConfig multiple_configs[] = {
+    { "multiple", BACKEND(RAM) },
+    { }
+};
+
 static const TestGroup groups[] = {
     { "migration-forged", test_migration_forged, basic_configs },
+    { "migration-forged-file", test_migration_forged_file,
+      multiple_configs },
     { "busy-while-migrating", test_busy_while_migrating, basic_configs },
     { "idle-while-migrating", test_idle_while_migrating, basic_configs },
     { "migration", test_migration, basic_configs,
