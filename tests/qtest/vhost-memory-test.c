@@ -258,7 +258,7 @@ static void move_shmem(TestVM *vm, unsigned int i, uint64_t addr)
 
 /* ---- The driver of the network device ---- */
 
-static void start_driver(TestVM *vm, uint64_t ring)
+static void start_driver_with(TestVM *vm, uint64_t ring, unsigned int queue)
 {
     QVirtioDevice *vdev = &vm->dev->vdev;
 
@@ -269,12 +269,17 @@ static void start_driver(TestVM *vm, uint64_t ring)
                                 1ull << VIRTIO_NET_F_CTRL_VQ |
                                 1ull << VIRTIO_NET_F_MQ));
     alloc_init(&vm->ring_alloc, 0, ring, ring + RING_SIZE, PAGE);
-    vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, 0);
+    vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, queue);
     g_assert_cmpuint(vm->vq->size, ==, RING_ENTRIES);
     g_assert_cmphex(vm->vq->used, ==, ring + USED_OFFSET);
     vm->kicks = qvhost_user_backend_nr_messages(vm->backend,
                                                 VHOST_USER_SET_VRING_KICK);
     qvirtio_set_driver_ok(vdev);
+}
+
+static void start_driver(TestVM *vm, uint64_t ring)
+{
+    start_driver_with(vm, ring, 0);
 }
 
 /* QEMU does not wait for the backend to start a queue. */
@@ -406,13 +411,15 @@ static void test_ring_hole(const void *opaque)
 }
 
 /* The memory of a ring goes away while the backend looks at it. */
-static void check_gone(TestVM *vm)
+static void check_gone(TestVM *vm, unsigned int queue)
 {
+    g_autofree char *said = g_strdup_printf("net0: queue %u was stopped: its"
+                                            " descriptor table at ", queue);
+
     vm_check(vm);
     g_assert_true(needs_reset(vm));
     g_assert_false(qvhost_user_backend_started(vm->backend));
-    g_assert_true(vm_has_said(vm, "net0: queue 0 was stopped: its descriptor"
-                              " table at "));
+    g_assert_true(vm_has_said(vm, said));
     /* The backend knows what there is now. */
     plug(vm, 3 * GiB);
     g_assert_nonnull(qvhost_user_backend_memory(vm->backend,
@@ -426,17 +433,19 @@ static void check_gone(TestVM *vm)
     vm_free(vm);
 }
 
+/* The queue may be one of another pair than the first one. */
 static void test_ring_unplugged(const void *opaque)
 {
-    TestVM *vm = vm_new(509);
+    const unsigned int queue = (uintptr_t)opaque;
+    TestVM *vm = vm_new_with(509, VMEM_SIZE, 2, false);
 
     plug(vm, 0);
-    start_driver(vm, VMEM_ADDR);
+    start_driver_with(vm, VMEM_ADDR, queue);
     wait_started(vm);
     vm_check(vm);
     unplug(vm, 0);
     g_assert_null(qvhost_user_backend_memory(vm->backend, VMEM_ADDR, PAGE));
-    check_gone(vm);
+    check_gone(vm, queue);
 }
 
 /* Its BAR is gone, elsewhere, or below another one. */
@@ -461,7 +470,7 @@ static void test_ring_bar(const void *opaque)
         move_shmem(vm, 1, SHMEM_ADDR);
         break;
     }
-    check_gone(vm);
+    check_gone(vm, 0);
 }
 
 /* QEMU is not to be fooled by addresses that are set too late. */
@@ -854,7 +863,9 @@ int main(int argc, char **argv)
     qtest_add_data_func("vhost-memory/ring/whole-device", NULL,
                         test_ring_whole);
     qtest_add_data_func("vhost-memory/ring/hole", NULL, test_ring_hole);
-    qtest_add_data_func("vhost-memory/ring/unplugged", NULL,
+    qtest_add_data_func("vhost-memory/ring/unplugged", (void *)0,
+                        test_ring_unplugged);
+    qtest_add_data_func("vhost-memory/ring/unplugged-second-pair", (void *)2,
                         test_ring_unplugged);
     qtest_add_data_func("vhost-memory/ring/bar-gone", (void *)0,
                         test_ring_bar);
