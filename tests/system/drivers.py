@@ -300,6 +300,11 @@ class VirtioDevice:
             machine.set_number(common + 0x1c, 'w', 1)
         machine.set_number(common + 0x14, 'b', 15)
 
+    @property
+    def has_places(self) -> bool:
+        """Whether rings are where somebody wanted them."""
+        return bool(self._rings)
+
     def status(self) -> int:
         """The status of the device."""
         return self.machine.number(self._common + 0x14, 'b')
