@@ -12,6 +12,12 @@
 
 #define NB_RINGS 3
 
+/*
+ * struct vhost_dev of which rings are mapped. A device with several pairs of
+ * queues has one for each, but the backend has one table of memory regions.
+ */
+static GSList *vhost_rings_devs;
+
 typedef struct VhostRing {
     const char *name;
     void **host;
@@ -34,13 +40,13 @@ static void vhost_get_rings(struct vhost_virtqueue *vq,
     };
 }
 
-static bool vhost_ring_is_in_region(const struct vhost_dev *dev,
+static bool vhost_ring_is_in_region(const struct vhost_memory *mem,
                                     const VhostRing *ring)
 {
     unsigned int i;
 
-    for (i = 0; i < dev->mem->nregions; i++) {
-        const struct vhost_memory_region *reg = &dev->mem->regions[i];
+    for (i = 0; i < mem->nregions; i++) {
+        const struct vhost_memory_region *reg = &mem->regions[i];
         const hwaddr offset = ring->addr - reg->guest_phys_addr;
 
         if (ring->addr >= reg->guest_phys_addr && offset < reg->memory_size) {
@@ -53,6 +59,7 @@ static bool vhost_ring_is_in_region(const struct vhost_dev *dev,
 
 /* Returns a ring that is not where the backend would look for it, or NULL. */
 static const VhostRing *vhost_find_lost_ring(struct vhost_dev *dev,
+                                             const struct vhost_memory *mem,
                                              const VhostRing rings[NB_RINGS])
 {
     unsigned int i;
@@ -61,7 +68,7 @@ static const VhostRing *vhost_find_lost_ring(struct vhost_dev *dev,
         return NULL;
     }
     for (i = 0; i < NB_RINGS; i++) {
-        if (!vhost_ring_is_in_region(dev, &rings[i])) {
+        if (!vhost_ring_is_in_region(mem, &rings[i])) {
             return &rings[i];
         }
     }
@@ -111,6 +118,13 @@ static void vhost_unmap(struct vhost_dev *dev, struct vhost_virtqueue *vq,
         *rings[i].host = NULL;
     }
     vq->desc_phys = 0;
+
+    for (i = 0; i < dev->nvqs; i++) {
+        if (vhost_rings_are_mapped(&dev->vqs[i])) {
+            return;
+        }
+    }
+    vhost_rings_devs = g_slist_remove(vhost_rings_devs, dev);
 }
 
 int vhost_rings_map(struct vhost_dev *dev, struct vhost_virtqueue *vq,
@@ -124,13 +138,16 @@ int vhost_rings_map(struct vhost_dev *dev, struct vhost_virtqueue *vq,
     for (i = 0; i < NB_RINGS; i++) {
         vhost_ring_map(dev, &rings[i]);
     }
-    lost = vhost_find_lost_ring(dev, rings);
+    lost = vhost_find_lost_ring(dev, dev->mem, rings);
     if (lost) {
         error_report("%s: queue %u cannot be used by vhost: its %s at 0x%"
                      HWADDR_PRIx " is not in one memory region",
                      vhost_device_id(dev), idx, lost->name, lost->addr);
         vhost_unmap(dev, vq, false);
         return -EFAULT;
+    }
+    if (!g_slist_find(vhost_rings_devs, dev)) {
+        vhost_rings_devs = g_slist_prepend(vhost_rings_devs, dev);
     }
     return 0;
 }
@@ -140,7 +157,8 @@ void vhost_rings_unmap(struct vhost_dev *dev, struct vhost_virtqueue *vq)
     vhost_unmap(dev, vq, true);
 }
 
-void vhost_rings_check(struct vhost_dev *dev)
+static void vhost_rings_check_queues(struct vhost_dev *dev,
+                                     const struct vhost_memory *mem)
 {
     unsigned int i;
 
@@ -157,7 +175,7 @@ void vhost_rings_check(struct vhost_dev *dev)
             continue;
         }
         vhost_get_rings(vq, rings);
-        lost = vhost_find_lost_ring(dev, rings);
+        lost = vhost_find_lost_ring(dev, mem, rings);
         if (lost) {
             virtio_error(dev->vdev, "%s: queue %u was stopped: its %s at 0x%"
                          HWADDR_PRIx " is not in one memory region any more",
@@ -166,6 +184,20 @@ void vhost_rings_check(struct vhost_dev *dev)
             vq->desc_phys = 0;
             /* Unmaps what the backend mapped to be notified by, if it did. */
             dev->vhost_ops->vhost_get_vring_base(dev, &state);
+        }
+    }
+}
+
+void vhost_rings_check(struct vhost_dev *dev)
+{
+    GSList *item;
+
+    for (item = vhost_rings_devs; item; item = item->next) {
+        struct vhost_dev *other = item->data;
+
+        /* Whoever is told first of new memory regions tells the backend. */
+        if (other->vdev == dev->vdev) {
+            vhost_rings_check_queues(other, dev->mem);
         }
     }
 }

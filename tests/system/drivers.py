@@ -13,7 +13,7 @@ import itertools
 import struct
 import time
 from enum import IntEnum
-from typing import List, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from qemu.machine.qtest import QEMUQtestProtocol
 
@@ -151,12 +151,18 @@ class Machine(VirtualMachine):
 
 class Queue:
     """A split virtqueue."""
+    # How much room there is for all of its rings, and where these are in it
+    SPACE = 4096
+    _AVAILABLE, _USED = 16 * QUEUE_SIZE, 32 * QUEUE_SIZE
 
-    def __init__(self, device: 'VirtioDevice') -> None:
+    def __init__(self, device: 'VirtioDevice',
+                 address: Optional[int] = None) -> None:
+        """All that the rings take is 0 at an address that is given."""
         self._device = device
-        self.descriptors = device.machine.allocate(16 * QUEUE_SIZE)
-        self.available = device.machine.allocate(6 + 2 * QUEUE_SIZE)
-        self.used = device.machine.allocate(6 + 8 * QUEUE_SIZE)
+        # In boot memory, each has a page of its own.
+        self.descriptors, self.available, self.used = (
+            device.machine.allocate(size) if address is None else start
+            for start, size in self.rings(address or 0))
         self.doorbell = 0
         self._next = 0
         self._posted = 0
@@ -175,6 +181,13 @@ class Queue:
                             0 if last else following))
             index = following
         return index
+
+    @classmethod
+    def rings(cls, address: int) -> List[Tuple[int, int]]:
+        """Addresses and sizes of the rings of a queue there."""
+        return [(address, 16 * QUEUE_SIZE),
+                (address + cls._AVAILABLE, 6 + 2 * QUEUE_SIZE),
+                (address + cls._USED, 6 + 8 * QUEUE_SIZE)]
 
     def post(self, buffers: Sequence[Buffer]) -> None:
         """Give buffers to the device, as one request."""
@@ -215,8 +228,11 @@ class VirtioDevice:
     """A virtio-pci device of the current specification on the root bus."""
 
     def __init__(self, machine: Machine, slot: int, nr_queues: int,
-                 features: int = 0) -> None:
+                 features: int = 0,
+                 rings: Optional[Sequence[int]] = None) -> None:
+        """The first queues may have their rings at given addresses."""
         self.machine = machine
+        self._rings = rings or []
         self.slot = slot
         self._common = self._notify = self._config = 0
         self._multiplier = 0
@@ -275,19 +291,25 @@ class VirtioDevice:
         if not machine.number(common + 0x14, 'b') & 8:
             raise DriverError(f'features {features:#x} refused')
         for index in range(nr_queues):
-            queue = Queue(self)
+            queue = Queue(self, *self._rings[index:index + 1])
             self.queues.append(queue)
             machine.set_number(common + 0x16, 'w', index)
             machine.set_number(common + 0x18, 'w', QUEUE_SIZE)
             for offset, address in ((0x20, queue.descriptors),
                                     (0x28, queue.available),
                                     (0x30, queue.used)):
-                machine.set_number(common + offset, 'l', address)
-                machine.set_number(common + offset + 4, 'l', 0)
+                machine.set_number(common + offset, 'l',
+                                   address & 0xffffffff)
+                machine.set_number(common + offset + 4, 'l', address >> 32)
             queue.doorbell = (self._notify + self._multiplier
                               * machine.number(common + 0x1e, 'w'))
             machine.set_number(common + 0x1c, 'w', 1)
         machine.set_number(common + 0x14, 'b', 15)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether rings are where somebody wanted them."""
+        return bool(self._rings)
 
     def status(self) -> int:
         """The status of the device."""
@@ -383,30 +405,46 @@ class VirtioBlk(VirtioDevice):
     """A virtio-blk device."""
     SECTOR = 512
     IN, OUT = 0, 1
+    MQ = 1 << 12
+    # Room for the header of a request and its status
+    HEADER, STATUS = 128, 64
 
-    def __init__(self, machine: Machine, slot: int) -> None:
-        super().__init__(machine, slot, 1)
+    def __init__(self, machine: Machine, slot: int, nr_queues: int = 1,
+                 rings: Optional[Sequence[int]] = None) -> None:
+        super().__init__(machine, slot, nr_queues,
+                         (nr_queues > 1) * self.MQ, rings)
         self._buffer = machine.allocate(4096)
 
     def place(self, address: int) -> None:
         """Where headers of requests and their status are from now on."""
         self._buffer = address
 
-    def post(self, kind: int, offset: int, address: int, size: int) -> None:
-        """Start a request for bytes of the disk."""
-        self.machine.write(self._buffer, struct.pack(
+    # pylint: disable-next=too-many-arguments,too-many-positional-arguments
+    def post(self, kind: int, offset: int, address: int, size: int,
+             queue: int = 0, number: int = 0) -> None:
+        """
+        Start a request for bytes of the disk; those that are not done yet
+        have different numbers.
+        """
+        header = self._buffer + number * self.HEADER
+        self.machine.write(header, struct.pack(
             '<IIQ', kind, 0, offset // self.SECTOR))
-        self.machine.set_number(self._buffer + 64, 'b', 255)
-        self.queues[0].post([(self._buffer, 16, False),
-                             (address, size, kind == self.IN),
-                             (self._buffer + 64, 1, True)])
+        self.machine.set_number(header + self.STATUS, 'b', 255)
+        self.queues[queue].post([(header, 16, False),
+                                 (address, size, kind == self.IN),
+                                 (header + self.STATUS, 1, True)])
+
+    def check(self, number: int = 0) -> None:
+        """See that a request was well done."""
+        status = self.machine.number(
+            self._buffer + number * self.HEADER + self.STATUS, 'b')
+        if status:
+            raise DriverError(f'I/O error: status {status}')
 
     def wait(self) -> None:
         """Wait until the request is done, and well done."""
         self.queues[0].wait()
-        status = self.machine.number(self._buffer + 64, 'b')
-        if status:
-            raise DriverError(f'I/O error: status {status}')
+        self.check()
 
     def transfer(self, kind: int, offset: int, address: int,
                  size: int) -> None:
@@ -416,25 +454,48 @@ class VirtioBlk(VirtioDevice):
 
 
 class VirtioNet(VirtioDevice):
-    """A virtio-net device with one pair of queues."""
+    """A virtio-net device with pairs of queues, all of them in use."""
     HEADER = 12
     LARGEST = 1514
+    CTRL_VQ, MQ = 1 << 17, 1 << 22
+    # Of the control queue: class and command to use more pairs
+    SET_PAIRS = b'\x04\0'
+    RECEIVE, SEND = 0, 1
 
-    def __init__(self, machine: Machine, slot: int) -> None:
-        super().__init__(machine, slot, 2)
+    def __init__(self, machine: Machine, slot: int, nr_pairs: int = 1,
+                 rings: Optional[Sequence[int]] = None) -> None:
+        multiple = nr_pairs > 1
+        super().__init__(machine, slot, 2 * nr_pairs + multiple,
+                         multiple * (self.CTRL_VQ | self.MQ), rings)
         self._header = machine.allocate(4096)
+        if multiple:
+            self._use(nr_pairs)
 
-    def provide(self, address: int) -> None:
+    def _use(self, nr_pairs: int) -> None:
+        buffer = self._header
+        self.machine.write(buffer, self.SET_PAIRS
+                           + struct.pack('<HB', nr_pairs, 255))
+        self.queues[-1].request([(buffer, 2, False), (buffer + 2, 2, False),
+                                 (buffer + 4, 1, True)])
+        if self.machine.number(buffer + 4, 'b'):
+            raise DriverError(f'{nr_pairs} pairs of queues refused')
+
+    def _queue(self, pair: int, which: int) -> Queue:
+        return self.queues[2 * pair + which]
+
+    def provide(self, address: int, size: int = LARGEST,
+                pair: int = 0) -> None:
         """Have the next packet that comes written to guest memory."""
-        self.queues[0].post([(self._header, self.HEADER, True),
-                             (address, self.LARGEST, True)])
+        self._queue(pair, self.RECEIVE).post([
+            (self._header, self.HEADER, True), (address, size, True)])
 
-    def send(self, address: int, size: int) -> None:
+    def send(self, address: int, size: int, pair: int = 0) -> None:
         """Send a packet that is in guest memory."""
         self.machine.write(self._header + self.HEADER, bytes(self.HEADER))
-        self.queues[1].request([(self._header + self.HEADER, self.HEADER,
-                                 False), (address, size, False)])
+        self._queue(pair, self.SEND).request([
+            (self._header + self.HEADER, self.HEADER, False),
+            (address, size, False)])
 
-    def receive(self) -> int:
+    def receive(self, pair: int = 0) -> int:
         """Wait for a packet, return its size."""
-        return self.queues[0].wait() - self.HEADER
+        return self._queue(pair, self.RECEIVE).wait() - self.HEADER

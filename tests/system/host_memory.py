@@ -5,26 +5,35 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import mmap
+import os
 import re
 from pathlib import Path
 from typing import Dict
 
 
-def files(pid: int, size: int) -> Dict[int, int]:
+def all_files(pid: int) -> Dict[int, Dict[int, int]]:
     """
-    The files in memory (memfd) of some size that a process has open: how many
-    bytes each has allocated, by inode.
+    The files in memory (memfd) that a process has open: how many bytes each
+    has allocated, by size and inode.
     """
-    found: Dict[int, int] = {}
-    for descriptor in Path(f'/proc/{pid}/fd').iterdir():
+    found: Dict[int, Dict[int, int]] = {}
+    directory = f'/proc/{pid}/fd'
+    for name in os.listdir(directory):
+        path = f'{directory}/{name}'
         try:
-            status = descriptor.stat()
-            name = str(descriptor.readlink())
+            if not os.readlink(path).startswith('/memfd:'):
+                continue
+            status = os.stat(path)
         except FileNotFoundError:
             continue
-        if name.startswith('/memfd:') and status.st_size == size:
-            found[status.st_ino] = status.st_blocks * 512
+        found.setdefault(status.st_size, {})[status.st_ino] = (
+            status.st_blocks * 512)
     return found
+
+
+def files(pid: int, size: int) -> Dict[int, int]:
+    """Those that have a size, by inode."""
+    return all_files(pid).get(size, {})
 
 
 def shared_memory(pid: int, size: int) -> int:

@@ -31,7 +31,7 @@ READ, WRITE, DISCONNECT, FLUSH = range(4)
 
 
 class Disk:
-    """The disk, with random data, for one client at a time."""
+    """The disk, with random data."""
 
     def __init__(self, test: unittest.TestCase, directory: Path) -> None:
         """The @test ends it."""
@@ -87,15 +87,20 @@ class Disk:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                try:
-                    self._negotiate(connection)
-                    while self._request(connection):
-                        pass
-                except (ConnectionError, EOFError):
+            threading.Thread(target=self._serve_one, args=(connection,),
+                             daemon=True).start()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                self._negotiate(connection)
+                while self._request(connection):
                     pass
-                with self._lock:
-                    self._held.clear()
+            except (ConnectionError, EOFError):
+                pass
+            with self._lock:
+                self._held = [held for held in self._held
+                              if held[0] is not connection]
 
     @staticmethod
     def _bytes(connection: socket.socket, size: int) -> bytes:

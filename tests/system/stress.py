@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Protocol, Sequence
 
 import environment
-from stress_machine import RealMachine, agree
-from stress_model import Model, Step
-from stress_steps import Chooser, limited, replay, without_device
+from stress_machine import RealMachine
+from stress_model import Model, Setup, Step
+from stress_steps import Chooser, limited, plainer, replay, without_device
+from stress_values import agree
 
 # What it takes to run this
 VARIABLES = ('BUILD_DIR', 'QEMU_SYSTEM', 'PYTHONPATH')
@@ -143,12 +144,14 @@ class Shrinker:
         """
         width = max(len(self.failure.taken) // 2, 1)
         while self.tries < self._most_tries:
-            before = len(self.failure.taken)
+            before = self.failure.taken
             self._leave_out(width)
             self._leave_out_devices()
             if width > 1:
                 width //= 2
-            elif len(self.failure.taken) == before:
+                continue
+            self._make_plainer()
+            if self.failure.taken == before:
                 break
         return self.failure.taken
 
@@ -175,6 +178,17 @@ class Shrinker:
                 self._fails(candidate)
 
 
+    def _make_plainer(self) -> None:
+        # Then others may not be needed any more.
+        for number in range(len(self.failure.taken)):
+            steps = self.failure.taken
+            if self.tries >= self._most_tries or number >= len(steps):
+                break
+            step = plainer(steps[number])
+            if step is not None:
+                self._fails([*steps[:number], step, *steps[number + 1:]])
+
+
 def summary(outcomes: 'Counter[tuple[str, str]]') -> List[str]:
     """A table of the kinds of steps and how they went."""
     kinds = sorted({kind for kind, _ in outcomes})
@@ -182,7 +196,7 @@ def summary(outcomes: 'Counter[tuple[str, str]]') -> List[str]:
     for kind in kinds:
         found = {outcome: count for (other, outcome), count
                  in sorted(outcomes.items()) if other == kind}
-        if kind == 'disk_out':
+        if kind in ('disk_out', 'network_out'):
             found = {'ok': sum(found.values())}
         lines.append(f'{kind:16}{sum(found.values()):6}  ' + ', '.join(
             f'{count} {outcome}' for outcome, count in found.items()))
@@ -199,8 +213,9 @@ class Stress:
         self.steps = 0
         self.outcomes: 'Counter[tuple[str, str]]' = Counter()
 
-    def _pair(self, listener: bool) -> Pair:
-        return Pair(Model(listener), RealMachine(self._accel, listener))
+    def _pair(self, setup: Setup) -> Pair:
+        setup = setup._replace(ring=setup.ring and self._accel == 'kvm')
+        return Pair(Model(setup), RealMachine(self._accel, setup))
 
     def _print(self, line: str) -> None:
         if self._show:
@@ -210,29 +225,29 @@ class Stress:
         """Run the sequence of a seed."""
         chooser = Chooser(seed)
         try:
-            self._run(chooser.listener, limited(chooser, steps))
+            self._run(chooser.setup, limited(chooser, steps))
         except Failure as failure:
             print(f'# seed {seed} fails at step {len(failure.taken)}: '
                   f'{failure}', flush=True)
             if shrink:
-                self._shrink(chooser.listener, failure)
+                self._shrink(chooser.setup, failure)
             raise
 
-    def replay(self, listener: bool, steps: List[Step]) -> None:
+    def replay(self, setup: Setup, steps: List[Step]) -> None:
         """Run given steps."""
-        self._run(listener, replay(steps))
+        self._run(setup, replay(steps))
 
-    def _run(self, listener: bool, choose: Choose) -> None:
+    def _run(self, setup: Setup, choose: Choose) -> None:
         self.sequences += 1
         try:
-            self.steps += run(self._pair(listener), choose, self.outcomes,
+            self.steps += run(self._pair(setup), choose, self.outcomes,
                               self._print)
         except Failure as failure:
             self.steps += len(failure.taken) - 1
             raise
 
-    def _shrink(self, listener: bool, failure: Failure) -> None:
-        shrinker = Shrinker(lambda: self._pair(listener), failure)
+    def _shrink(self, setup: Setup, failure: Failure) -> None:
+        shrinker = Shrinker(lambda: self._pair(setup), failure)
         if not shrinker.reproduces():
             print('# taken again, the same steps do not fail', flush=True)
         else:
@@ -240,7 +255,7 @@ class Stress:
         steps = shrinker.failure.taken
         print(f'# {len(steps)} steps are left after {shrinker.tries} tries; '
               'to take them again:', flush=True)
-        print(f'# {command(self._accel, listener, steps)}', flush=True)
+        print(f'# {command(self._accel, setup, steps)}', flush=True)
         for line in shrinker.failure.explain().splitlines():
             print(f'# {line}', flush=True)
 
@@ -252,13 +267,12 @@ class Stress:
             print(f'#   {line}', flush=True)
 
 
-def command(accel: str, listener: bool, steps: Sequence[Step]) -> str:
+def command(accel: str, setup: Setup, steps: Sequence[Step]) -> str:
     """The command that takes steps again, from anywhere."""
     words = ['env', *(f'{name}={os.environ[name]}' for name in VARIABLES
                       if name in os.environ),
              sys.executable, str(Path(__file__).resolve()), '--accel', accel]
-    if listener:
-        words.append('--listener')
+    words += [f'--{name}' for name in Setup._fields if getattr(setup, name)]
     words += ['--replay', '; '.join(str(step) for step in steps)]
     return ' '.join(map(shlex.quote, words))
 
@@ -285,13 +299,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument('--replay', metavar='STEPS')
     parser.add_argument('--listener', action='store_true',
                         help='for --replay: with a listener')
+    parser.add_argument('--ring', action='store_true',
+                        help='for --replay: with a ring of dirty pages')
     options = parser.parse_args(arguments)
 
     accel = options.accel or ('kvm' if environment.has_kvm() else 'tcg')
     stress = Stress(accel, options.show or bool(options.replay))
     try:
         if options.replay:
-            stress.replay(options.listener, parse_steps(options.replay))
+            stress.replay(Setup(options.listener, options.ring),
+                          parse_steps(options.replay))
         else:
             for seed in range(options.seed, options.seed + options.seeds):
                 print(f'# seed {seed}, {options.steps} steps', flush=True)

@@ -11,21 +11,17 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
-from vm import GIB, MIB
+from stress_memory import (OK, PAGE, REFUSED, Bar, Device, Dimm, Properties)
+from stress_rings import DISK, OLD_DISK, Disk, Network, Place, Queues
+from vm import MIB
 
-PAGE = 4096
-# What QEMU adds to the requested size to get the usable region
-USABLE_EXTENT = 256 * MIB
-# The smallest memslot of several; here there are always enough for it.
-MEMSLOT = GIB
 # What virtio-mem and its driver count addresses with
 ADDRESSES = 1 << 64
-
-OK = 'ok'
-REFUSED = 'refused'
+# Where a BAR is: nowhere, where nothing else is, or in a device of that number
+OFF, ALONE, INSIDE = 0, 1, 2
 
 
 class Step(NamedTuple):
@@ -45,145 +41,36 @@ class Step(NamedTuple):
         return cls(kind, tuple(int(value, 0) for value in arguments))
 
 
-@dataclass(frozen=True)
-class Properties:
-    """What a virtio-mem device is created with, and keeps."""
-    size: int
-    block: int
-    # Whether the driver leaves unplugged memory alone
-    inaccessible: bool
-    # Whether other processes can have the memory
-    shared: bool
-
-
-@dataclass
-class Memory:
-    """Memory, by page: what was written last; all else is zero."""
-    # The offset of a page, and what it holds: a number other than zero
-    contents: Dict[int, int] = field(default_factory=dict)
-    # Whatever was written at any time
-    touched: Set[int] = field(default_factory=set)
-
-    def write(self, page: int, stamp: int) -> None:
-        """Write to a page."""
-        self.contents[page] = stamp
-        self.touched.add(page)
-
-    def has(self, _page: int) -> bool:
-        """Whether there is memory."""
-        return True
-
-    def expected(self) -> Dict[int, int]:
-        """What pages hold that it is worth to look at."""
-        return {page: self.contents.get(page, 0) for page in self.touched
-                if self.has(page)}
-
-
-@dataclass
-class Dimm(Memory):
-    """Memory that is there as a whole."""
-    size: int = 0
-    # Whether other processes can have it
-    shared: bool = False
-    # Whether ACPI knows of it: not if it was added after a snapshot.
-    known: bool = True
-
-
-@dataclass
-class Device(Memory):
-    """A virtio-mem device."""
-    properties: Properties = Properties(0, 1, True, True)
-    # Whether it may be mapped in several memslots
-    multiple: bool = False
-    requested: int = 0
-    usable: int = 0
-    # Numbers of blocks
-    plugged: Set[int] = field(default_factory=set)
-
-    @property
-    def block(self) -> int:
-        """Size of a block."""
-        return self.properties.block
-
-    @property
-    def size(self) -> int:
-        """Bytes that are plugged."""
-        return len(self.plugged) * self.block
-
-    def has(self, page: int) -> bool:
-        return page // self.block in self.plugged
-
-    def expected(self) -> Dict[int, int]:
-        expected = super().expected()
-        if not self.properties.inaccessible and not self.properties.shared:
-            # Unplugged memory may be read. It is zero, and takes no memory.
-            expected.update({page: 0 for page in self.touched
-                             if page < self.usable and not self.has(page)})
-        return expected
-
-    def _wanted_usable(self) -> int:
-        if not self.requested:
-            return 0
-        wanted = min(self.requested + USABLE_EXTENT, self.properties.size)
-        return -(-wanted // self.block) * self.block
-
-    def request(self, size: int) -> str:
-        """The host asks the driver for another size."""
-        if size % self.block or size > self.properties.size:
-            return REFUSED
-        self.requested = size
-        # It only shrinks while nothing is plugged.
-        self.usable = max(self.usable, self._wanted_usable())
-        return OK
-
-    def range(self, offset: int, blocks: int) -> Optional[Set[int]]:
-        """The blocks of a range that the driver may name."""
-        first, rest = divmod(offset, self.block)
-        if (rest or blocks == 0 or offset < 0
-                or offset + blocks * self.block > self.usable):
-            return None
-        return set(range(first, first + blocks))
-
-    def unplug_all(self) -> None:
-        """Unplug all."""
-        self.forget(self.plugged)
-        self.usable = self._wanted_usable()
-
-    def forget(self, blocks: Set[int]) -> None:
-        """Unplug blocks."""
-        self.contents = {page: stamp for page, stamp in self.contents.items()
-                         if page // self.block not in blocks}
-        self.plugged = self.plugged - blocks
-
-    def memslots(self) -> List[Tuple[int, int]]:
-        """All of its memslots, offset and size."""
-        size = self.properties.size
-        step = max(MEMSLOT, self.block) if self.multiple else size
-        return [(offset, min(step, size - offset))
-                for offset in range(0, size, step)]
-
-    def is_mapped(self, offset: int, size: int) -> bool:
-        """Whether a memslot is mapped: here is the rule."""
-        if not self.multiple:
-            return True
-        if not self.properties.inaccessible:
-            return offset < self.usable
-        return any(offset <= block * self.block < offset + size
-                   for block in self.plugged)
-
-    def mapped(self) -> List[Tuple[int, int]]:
-        """The memslots that are mapped, offset and size."""
-        return [memslot for memslot in self.memslots()
-                if self.is_mapped(*memslot)]
-
-
 @dataclass
 class State:
     """What a snapshot takes."""
     devices: List[Device] = field(default_factory=list)
     dimms: List[Dimm] = field(default_factory=list)
-    # Whether there is a disk whose backend is another process
-    disk: bool = False
+    bars: List[Bar] = field(default_factory=lambda: [
+        Bar(size=MIB, shared=True), Bar(size=4 * MIB)])
+    # A disk whose backend is another process, if there is one
+    disk: Optional[Disk] = None
+    network: Optional[Network] = None
+
+    def queued(self) -> List[Queues]:
+        """The devices that have queues."""
+        return [device for device in (self.disk, self.network)
+                if device is not None]
+
+
+class Request(NamedTuple):
+    """A request in flight, which the disk answers when it is told to."""
+    device: Device
+    page: int
+    stamp: int
+
+
+class Setup(NamedTuple):
+    """What a machine has from the start."""
+    # Whether a listener takes notice of what is plugged
+    listener: bool = False
+    # Whether KVM tells of dirty pages by a ring, and QEMU can slow down vCPUs
+    ring: bool = False
 
 
 class Model(State):
@@ -193,12 +80,12 @@ class Model(State):
     MAX_DEVICES = 3
     MAX_DIMMS = 2
     MOST_DUMPED = 64 * MIB
+    MOST_REQUESTS = 4
 
-    def __init__(self, listener: bool) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        # Whether a listener takes notice of what is plugged
-        self.listener = listener
-        # More than that it refuses.
+        self.setup = setup
+        # More than that the listener refuses.
         self.limit: Optional[int] = None
         self.running = True
         self.migrating = False
@@ -209,6 +96,12 @@ class Model(State):
         # Which devices have several memslots at the destination: a bit each
         self._destination = 0
         self._postcopy = False
+        # What the disk holds
+        self.requests: List[Request] = []
+        # Whether the dirty rate is being measured, as far as we know
+        self.measuring = False
+        # Whether vCPUs are slowed down
+        self.slowed = False
 
     def is_possible(self, step: Step) -> bool:
         """Whether a step has any meaning now."""
@@ -217,7 +110,30 @@ class Model(State):
 
     def take(self, step: Step) -> str:
         """Take a step, and tell its outcome."""
-        return str(getattr(self, step.kind)(*step.arguments))
+        outcome = str(getattr(self, step.kind)(*step.arguments))
+        before = self.disk is not None and self.disk.queues
+        for device in self.queued():
+            device.update(self.devices, self.bars)
+        if self.disk is not None and self.disk.queues != before:
+            # What was in flight was waited for.
+            self._complete()
+        return outcome
+
+    def _complete(self) -> None:
+        """The disk answers."""
+        for request in self.requests:
+            request.device.receive(request.page, request.stamp)
+        self.requests = []
+
+    def _halt(self) -> None:
+        """Backends stop, which takes until they have answered."""
+        self._complete()
+        for device in self.queued():
+            device.halt()
+
+    def _run(self) -> None:
+        for device in self.queued() if self.running else ():
+            device.run(self.devices, self.bars)
 
     @property
     def plugged(self) -> int:
@@ -229,11 +145,41 @@ class Model(State):
     def _can_drive(self, index: int, *_: int) -> bool:
         return self.running and index < len(self.devices)
 
-    can_plug = can_unplug = can_unplug_all = can_state = _can_drive
-    can_restart = can_malformed = _can_drive
+    can_plug = can_state = can_restart = can_malformed = _can_drive
+
+    def _can_unplug(self, index: int, *_: int) -> bool:
+        # It depends on who is faster what becomes of requests that are done
+        # because their rings go.
+        return self._can_drive(index) and not (
+            self.disk is not None and self.disk.place == index
+            and any(request.device is self.devices[index]
+                    for request in self.requests))
+
+    can_unplug = can_unplug_all = _can_unplug
 
     def plug(self, index: int, offset: int, blocks: int) -> str:
         """Request to plug blocks."""
+        return self._plug(index, offset, blocks, None)
+
+    def can_plug_taken(self, index: int, *_: int) -> bool:
+        """Whether there is somebody who could refuse."""
+        return self._can_drive(index) and self.network is not None
+
+    def plug_taken(self, index: int, offset: int, blocks: int,
+                   taken: int) -> str:
+        """Likewise, while a backend takes so many regions and no more."""
+        return self._plug(index, offset, blocks, taken)
+
+    def _limit(self, device: Device, taken: Optional[int]) -> Optional[int]:
+        """How many memslots of a device a backend takes that takes @taken."""
+        assert taken is None or self.network is not None
+        if (self.network is None or not self.network.sees
+                or self.network.is_whole or not device.properties.shared):
+            return None
+        return taken
+
+    def _plug(self, index: int, offset: int, blocks: int,
+              taken: Optional[int]) -> str:
         device = self.devices[index]
         wanted = device.range(offset, blocks)
         if wanted is None:
@@ -245,9 +191,12 @@ class Model(State):
             return 'ERROR'
         if self.migrating:
             return 'BUSY'
-        if self.limit is not None and self.plugged + size > self.limit:
+        limit = self._limit(device, taken)
+        if (self.limit is not None and self.plugged + size > self.limit
+                or limit is not None and device.missing(wanted) > limit):
+            device.plug_refused(wanted)
             return 'BUSY'
-        device.plugged = device.plugged | wanted
+        device.plug(wanted)
         return 'ACK'
 
     def unplug(self, index: int, offset: int, blocks: int) -> str:
@@ -291,9 +240,14 @@ class Model(State):
     # What is done with memory
 
     def _can_write(self, index: int, page: int, _stamp: int) -> bool:
-        return index < len(self.devices) and self.devices[index].has(page)
+        return (index < len(self.devices) and self.devices[index].has(page)
+                and page not in self._rings(index))
 
     can_write = _can_write
+
+    def _rings(self, place: int) -> Set[int]:
+        return {page for device in self.queued()
+                for page in device.pages(place)}
 
     def write(self, index: int, page: int, stamp: int) -> str:
         """Write to a page of a device."""
@@ -309,44 +263,196 @@ class Model(State):
         self.dimms[index].write(page, stamp)
         return OK
 
+    def can_bar_write(self, number: int, page: int, _stamp: int) -> bool:
+        """Whether it shows."""
+        return (self.bars[number].alone
+                and not (number == 0 and page in self._rings(Place.BAR)))
+
+    def bar_write(self, number: int, page: int, stamp: int) -> str:
+        """Write to a page of a BAR."""
+        self.bars[number].write(page, stamp)
+        return OK
+
+    def can_bar_move(self, _number: int, place: int, _offset: int) -> bool:
+        """Whether there is such a place."""
+        return self.running and place < INSIDE + len(self.devices)
+
+    def bar_move(self, number: int, place: int, _offset: int) -> str:
+        """Have a BAR somewhere, in a device so far from its start."""
+        bar = self.bars[number]
+        bar.enabled, bar.alone = place != OFF, place == ALONE
+        return OK
+
     # The disk
 
-    def _can_transfer(self, index: int, page: int, stamp: int) -> bool:
-        return (self.running and self.disk
+    def _can_use(self, device: Optional[Queues], index: int, page: int,
+                 stamp: int) -> bool:
+        return (self.running and device is not None
+                and (device.works or not device.started)
                 and self._can_write(index, page, stamp)
                 and self.devices[index].properties.shared)
 
+    def _can_transfer(self, index: int, page: int, stamp: int) -> bool:
+        return self._can_use(self.disk, index, page, stamp)
+
     can_disk_in = can_disk_out = _can_transfer
+
+    def _start_disk(self) -> None:
+        assert self.disk is not None
+        if not self.disk.started:
+            self.disk.start(Place.RAM, 0)
+            self._run()
 
     def disk_in(self, index: int, page: int, stamp: int) -> str:
         """Have the disk's backend write to a page."""
+        self._start_disk()
         return self.write(index, page, stamp)
 
     def disk_out(self, index: int, page: int, _stamp: int) -> str:
         """Have the disk's backend read from a page."""
+        self._start_disk()
         return f'{self.devices[index].contents.get(page, 0)}'
 
-    def can_disk_attach(self) -> bool:
-        """Whether there is none."""
-        return not self.disk
+    def can_disk_begin(self, index: int, page: int, stamp: int) -> bool:
+        """Whether the disk can hold one more."""
+        return (self._can_transfer(index, page, stamp)
+                and self.disk is not None and self.disk.kind == DISK
+                and len(self.requests) < self.MOST_REQUESTS
+                and not any(request.device is self.devices[index]
+                            and request.page == page
+                            for request in self.requests))
 
-    def disk_attach(self) -> str:
-        """Plug the disk."""
+    def disk_begin(self, index: int, page: int, stamp: int) -> str:
+        """Have it be about to write to a page."""
+        self._start_disk()
+        self.requests.append(Request(self.devices[index], page, stamp))
+        return OK
+
+    def can_disk_end(self) -> bool:
+        """Whether it holds any."""
+        return bool(self.requests)
+
+    def disk_end(self) -> str:
+        """Have it write."""
+        self._complete()
+        return OK
+
+    def can_disk_attach(self, _kind: int) -> bool:
+        """Whether there is none."""
+        return self.disk is None
+
+    def disk_attach(self, kind: int) -> str:
+        """Plug a disk."""
         if self.migrating:
             return REFUSED
-        self.disk = True
+        self.disk = Disk(kind)
         return OK
 
     def can_disk_detach(self) -> bool:
         """Whether there is one."""
-        return self.disk
+        return self.disk is not None
 
     def disk_detach(self) -> str:
         """Unplug the disk."""
         if self.migrating:
             return REFUSED
-        self.disk = False
+        self._complete()
+        self.disk = None
         return OK
+
+    def can_disk_start(self, place: int, offset: int) -> bool:
+        """Whether a driver can have its rings there, and has use for it."""
+        if self.disk is None or not self._can_start(self.disk, place, offset):
+            return False
+        # The older daemon leaves if it is shown memory when rings are gone.
+        if self.disk.kind == OLD_DISK and place != Place.RAM:
+            return False
+        # Without the backend, there is no disk.
+        disk = Disk(self.disk.kind)
+        disk.start(place, offset)
+        disk.run(self.devices, self.bars)
+        return disk.works
+
+    def disk_start(self, place: int, offset: int) -> str:
+        """Have a new driver, with rings in memory of which it has all."""
+        assert self.disk is not None
+        self._complete()
+        self._start(self.disk, place, offset)
+        return OK
+
+    # The network device
+
+    def can_network_attach(self, *_: int) -> bool:
+        """Whether there is none."""
+        return self.network is None
+
+    def network_attach(self, limit: int, pairs: int) -> str:
+        """Plug one."""
+        if self.migrating:
+            return REFUSED
+        self.network = Network(limit, pairs)
+        return OK
+
+    def can_network_detach(self) -> bool:
+        """Whether there is one."""
+        return self.network is not None
+
+    def network_detach(self) -> str:
+        """Unplug it."""
+        if self.migrating:
+            return REFUSED
+        self.network = None
+        return OK
+
+    def _can_start(self, device: Queues, place: int, offset: int) -> bool:
+        if not self.running:
+            return False
+        pages = set(range(offset // PAGE * PAGE, offset + device.space, PAGE))
+        for other in self.queued():
+            if other is not device and pages & other.pages(place):
+                return False
+        if place < len(self.devices):
+            return (all(self.devices[place].has(page) for page in pages)
+                    and not any(request.device is self.devices[place]
+                                and request.page in pages
+                                for request in self.requests))
+        if place == Place.BAR:
+            return (self.bars[0].alone
+                    and offset + device.space <= self.bars[0].size)
+        return place == Place.RAM
+
+    def _start(self, device: Queues, place: int, offset: int) -> None:
+        device.start(place, offset)
+        if place < len(self.devices):
+            self.devices[place].lend(device.pages(place))
+        elif place == Place.BAR:
+            self.bars[0].lend(device.pages(place))
+        device.run(self.devices, self.bars)
+
+    def can_network_start(self, place: int, offset: int) -> bool:
+        """Whether a driver can have its rings there."""
+        return (self.network is not None
+                and self._can_start(self.network, place, offset))
+
+    def network_start(self, place: int, offset: int) -> str:
+        """Have a new driver, with rings in memory of which it has all."""
+        assert self.network is not None
+        self._start(self.network, place, offset)
+        return 'backend' if self.network.sees else 'no backend'
+
+    def _can_loop(self, index: int, page: int, stamp: int) -> bool:
+        return (self.network is not None and self.network.started
+                and self._can_use(self.network, index, page, stamp))
+
+    can_network_in = can_network_out = _can_loop
+
+    def network_in(self, index: int, page: int, stamp: int) -> str:
+        """Have the backend write to a page."""
+        return self.write(index, page, stamp)
+
+    def network_out(self, index: int, page: int, _stamp: int) -> str:
+        """Have the backend read from a page."""
+        return f'{self.devices[index].contents.get(page, 0)}'
 
     # What the host does
 
@@ -358,9 +464,18 @@ class Model(State):
         """Ask for another size of a device."""
         return self.devices[index].request(size)
 
+    def can_request_taken(self, index: int, *_: int) -> bool:
+        """Whether there is somebody who could refuse."""
+        return self.can_request(index, 0) and self.network is not None
+
+    def request_taken(self, index: int, size: int, taken: int) -> str:
+        """Likewise, while a backend takes so many regions and no more."""
+        device = self.devices[index]
+        return device.request(size, self._limit(device, taken))
+
     def can_limit(self, _size: int) -> bool:
         """Whether there is somebody who could refuse."""
-        return self.listener
+        return self.setup.listener
 
     def limit_listener(self, size: int) -> str:
         """Have the listener refuse more than that; 0: nothing."""
@@ -371,17 +486,37 @@ class Model(State):
 
     def stop(self) -> str:
         """Stop the machine."""
+        if self.running:
+            self._halt()
         self.running = False
         return OK
 
+    def can_stop(self) -> bool:
+        """Whether all would be there again later that is used now."""
+        return not self.is_lost
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a driver has lost memory that it uses."""
+        # Without its rings, a disk does not start again.
+        return (any(device.lost for device in self.queued())
+                or self.disk is not None and self.disk.broken)
+
     def cont(self) -> str:
         """Have it run."""
-        self.running = True
+        if not self.running:
+            self.running = True
+            self._run()
         self._has_images = True
         return OK
 
     def reset(self) -> str:
         """Reset the machine."""
+        self._complete()
+        for queued in self.queued():
+            queued.stop()
+        for bar in self.bars:
+            bar.enabled = bar.alone = False
         for device in self.devices:
             if not (self.migrating and device.plugged):
                 device.unplug_all()
@@ -417,6 +552,8 @@ class Model(State):
             name: snapshot for name, snapshot in self.snapshots.items()
             if len(snapshot.devices) < len(self.devices)}
         self.devices.pop()
+        for queued in self.queued():
+            queued.forget(len(self.devices))
         return OK
 
     def can_dimm_add(self, *_: int) -> bool:
@@ -454,7 +591,8 @@ class Model(State):
     def can_migrate(self, _multiple: int, _return_path: int,
                     postcopy: int) -> bool:
         """Whether nothing is in the way."""
-        return self._is_idle() and not (postcopy and self.disk)
+        return (self._is_idle() and not self.is_lost
+                and not (postcopy and (self.disk or self.network)))
 
     def migrate(self, multiple: int, _return_path: int,
                 postcopy: int) -> str:
@@ -467,15 +605,34 @@ class Model(State):
     def can_migrate_finish(self) -> bool:
         """Whether QEMU tells the destination whether to run."""
         # After postcopy, QEMU has a machine run that was stopped.
-        return self.migrating and (self.running or not self._postcopy)
+        return (self.migrating and (self.running or not self._postcopy)
+                and not self.is_lost and self._would_start(
+                    self.disk, self._arrived(), self.bars))
+
+    def _arrived(self) -> List[Device]:
+        """The devices as they are at the destination."""
+        return [replace(device, multiple=bool(self._destination >> number & 1))
+                for number, device in enumerate(self.devices)]
+
+    @staticmethod
+    def _would_start(disk: Optional[Disk], devices: List[Device],
+                     bars: List[Bar]) -> bool:
+        """Whether a disk finds its rings: else it is none any more."""
+        if disk is None or not disk.started:
+            return True
+        disk = copy.deepcopy(disk)
+        disk.run(devices, bars)
+        return disk.works
 
     def migrate_finish(self) -> str:
         """Go on at the destination."""
-        self.migrating = False
+        self.migrating = self.measuring = self.slowed = False
         self.limit = None
-        for number, device in enumerate(self.devices):
-            device.multiple = bool(self._destination >> number & 1)
+        self._halt()
+        for device, arrived in zip(self.devices, self._arrived()):
+            device.multiple, device.strays = arrived.multiple, {}
         self._has_images = self.running
+        self._run()
         return OK
 
     def migrate_cancel(self) -> str:
@@ -490,8 +647,14 @@ class Model(State):
 
     def can_migrate_wrong(self, index: int, *_: int) -> bool:
         """Whether there is such a device, and only the driver has to wait."""
-        return (self._is_idle() and self.running
-                and index < len(self.devices))
+        return (self._is_idle() and self.running and not self.requests
+                and index < len(self.devices) and self._would_not_change)
+
+    @property
+    def _would_not_change(self) -> bool:
+        """Whether no device with queues cares if the machine stops."""
+        return all(device.works or not device.started
+                   for device in self.queued())
 
     def migrate_wrong(self, _index: int, _what: int,
                       _return_path: int) -> str:
@@ -502,21 +665,30 @@ class Model(State):
 
     def can_savevm(self, _name: int) -> bool:
         """Whether there is somewhere to put it."""
-        return self._is_idle() and self._has_images
+        return (self._is_idle() and self._has_images
+                and not self.is_lost)
 
     def savevm(self, name: int) -> str:
         """Take a snapshot."""
-        self.snapshots[name] = State(copy.deepcopy(self.devices),
-                                     copy.deepcopy(self.dimms), self.disk)
+        self._halt()
+        self.snapshots[name] = State(*copy.deepcopy((
+            self.devices, self.dimms, self.bars, self.disk, self.network)))
+        self._run()
         return OK
 
     def can_loadvm(self, name: int) -> bool:
         """Whether there is such a snapshot, and it fits."""
-        if not self.can_savevm(name) or name not in self.snapshots:
+        if (not self._is_idle() or not self._has_images
+                or name not in self.snapshots):
             return False
         snapshot = self.snapshots[name]
         sizes = [dimm.size for dimm in snapshot.dimms]
-        return (snapshot.disk == self.disk and self.limit is None
+        limits = [[(device.limit, device.count) for device in state.queued()]
+                  for state in (snapshot, self)]
+        devices = [replace(saved, multiple=device.multiple) for saved, device
+                   in zip(snapshot.devices, self.devices)]
+        return (limits[0] == limits[1] and self.limit is None
+                and self._would_start(snapshot.disk, devices, snapshot.bars)
                 and sizes == [dimm.size for dimm in self.dimms][:len(sizes)])
 
     def loadvm(self, name: int) -> str:
@@ -528,6 +700,14 @@ class Model(State):
         for device, saved in zip(self.devices, snapshot.devices):
             device.requested, device.usable = saved.requested, saved.usable
             device.plugged, device.contents = saved.plugged, saved.contents
+            device.unknown, device.strays = saved.unknown, {}
+        for bar, saved_bar in zip(self.bars, snapshot.bars):
+            bar.enabled, bar.alone = saved_bar.enabled, saved_bar.alone
+            bar.contents, bar.unknown = saved_bar.contents, saved_bar.unknown
+        self.disk, self.network = snapshot.disk, snapshot.network
+        for queued in self.queued():
+            queued.halt()
+        self._run()
         for dimm in self.dimms:
             dimm.known = False
         for dimm, saved_dimm in zip(self.dimms, snapshot.dimms):
@@ -536,11 +716,45 @@ class Model(State):
             dimm.touched |= saved_dimm.touched
         return OK
 
+    # How fast memory gets dirty
+
+    def can_measure(self, _milliseconds: int) -> bool:
+        """Whether that is not going on."""
+        return not self.measuring
+
+    def measure(self, _milliseconds: int) -> str:
+        """Begin to measure, and go on in the meantime."""
+        self.measuring = True
+        return OK
+
+    def can_measure_end(self) -> bool:
+        """Whether that has begun."""
+        return self.measuring
+
+    def measure_end(self) -> str:
+        """Wait for the end."""
+        self.measuring = False
+        return 'measured'
+
+    def can_slow(self, _megabytes: int) -> bool:
+        """Whether that can be done."""
+        return self.setup.ring
+
+    def slow(self, megabytes: int) -> str:
+        """
+        Slow down vCPUs that write to more memory than that in a second; 0:
+        none any more.
+        """
+        self.slowed = megabytes > 0
+        return OK
+
     def can_dump(self) -> bool:
         """Whether it is worth the while."""
-        return (self._is_idle() and not self.dimms
+        return (self._is_idle() and not self.dimms and not self.is_lost
                 and self.plugged <= self.MOST_DUMPED)
 
     def dump(self) -> str:
-        """Write all memory to a file."""
+        """Write all memory to a file, while nothing runs."""
+        self._halt()
+        self._run()
         return OK

@@ -7,7 +7,10 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import random
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from stress_model import ADDRESSES, MEMSLOT, PAGE, Device, Model, Step
+from stress_memory import MEMSLOT, PAGE, Device
+from stress_model import ADDRESSES, ALONE, INSIDE, OFF, Model, Setup, Step
+from stress_rings import DISK, OLD_DISK, Place, Queues
+from vhost_back_end import BASELINE
 from vm import GIB, MIB
 
 Arguments = Optional[Tuple[int, ...]]
@@ -15,11 +18,15 @@ Arguments = Optional[Tuple[int, ...]]
 # How often each kind of step is chosen where it is possible; each seed has
 # its favourites.
 WEIGHTS = {
-    'plug': 30, 'unplug': 16, 'unplug_all': 1, 'state': 6,
+    'plug': 30, 'plug_taken': 5, 'unplug': 16, 'unplug_all': 1, 'state': 6,
     'restart': 1, 'malformed': 1,
-    'write': 20, 'dimm_write': 2,
-    'disk_in': 12, 'disk_out': 5, 'disk_attach': 6, 'disk_detach': 1,
-    'request': 10, 'limit_listener': 2,
+    'write': 20, 'dimm_write': 2, 'bar_write': 2, 'bar_move': 5,
+    'disk_in': 8, 'disk_out': 4, 'disk_begin': 14, 'disk_end': 6,
+    'disk_attach': 6, 'disk_detach': 1, 'disk_start': 5,
+    'network_attach': 6, 'network_detach': 0.5, 'network_start': 8,
+    'network_in': 8, 'network_out': 4,
+    'measure': 2, 'measure_end': 1, 'slow': 2,
+    'request': 10, 'request_taken': 2, 'limit_listener': 2,
     'stop': 2, 'cont': 1, 'reset': 1,
     'device_add': 2, 'device_remove': 2, 'dimm_add': 1.5, 'dimm_remove': 0.5,
     'migrate': 4, 'migrate_finish': 8, 'migrate_cancel': 2,
@@ -30,7 +37,10 @@ FACTORS = (0.25, 1, 1, 3)
 # There is little else to do while the machine is stopped.
 STOPPED_FACTORS = {'cont': 16}
 # What was sent is to be sent again.
-MIGRATING_FACTORS = {'write': 3, 'disk_in': 3}
+MIGRATING_FACTORS = {'write': 3, 'disk_in': 3, 'network_in': 3}
+# A migration is slow, but comes to an end. After so many steps:
+LONG = 30
+LONG_FACTORS = {'migrate_finish': 20, 'migrate_cancel': 20}
 
 BLOCKS = (MIB, 2 * MIB, 4 * MIB, 16 * MIB, 128 * MIB)
 DIMMS = (128 * MIB, 192 * MIB)
@@ -42,6 +52,10 @@ MOST_BLOCKS = 0xffff
 # All that was ever written is read after each step.
 MOST_PAGES = 128
 SNAPSHOTS = 2
+# What backends of network devices can hold. There are never more regions than
+# the first one of these.
+LIMITS = (BASELINE, 32, 509, 509, 509)
+MOST_PAIRS = 4
 # How often a range of blocks comes from nowhere
 WILD = 0.1
 
@@ -51,16 +65,34 @@ class Chooser:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self.listener = self._random.random() < 0.5
+        self.setup = Setup(listener=self._random.random() < 0.5,
+                           ring=self._random.random() < 0.25)
         self._weights = {kind: weight * self._random.choice(FACTORS)
                          for kind, weight in WEIGHTS.items()}
         self._stamp = 0
+        # For how many steps there has been a migration
+        self._migrating = 0
         self._arguments: Dict[str, Callable[[Model], Arguments]] = {
             'plug': self._plug, 'unplug': self._unplug, 'state': self._state,
+            'plug_taken': self._taken(self._plug),
+            'request_taken': self._taken(self._request),
             'unplug_all': self._index, 'restart': self._index,
             'malformed': self._index,
             'write': self._page, 'disk_in': self._page,
             'disk_out': self._page, 'dimm_write': self._dimm_page,
+            'disk_begin': self._page, 'network_in': self._page,
+            'network_out': self._page,
+            'disk_attach': lambda _model: (
+                self._random.choice((OLD_DISK, DISK, DISK)),),
+            'network_attach': lambda _model: (
+                self._random.choice(LIMITS),
+                self._random.randrange(MOST_PAIRS) + 1),
+            'network_start': lambda model: self._rings(model, model.network),
+            'disk_start': lambda model: self._rings(model, model.disk),
+            'bar_write': self._bar_page, 'bar_move': self._bar,
+            'measure': lambda _model: (
+                self._random.choice((1000, 2000, 5000)),),
+            'slow': lambda _model: (self._random.choice((0, 1)),),
             'request': self._request, 'limit_listener': self._limit,
             'device_add': self._device, 'device_remove': self._removal,
             'dimm_add': self._dimm,
@@ -86,8 +118,10 @@ class Chooser:
 
     def _weights_now(self, model: Model) -> Dict[str, float]:
         weights = dict(self._weights)
+        self._migrating = self._migrating + 1 if model.migrating else 0
         for applies, factors in ((not model.running, STOPPED_FACTORS),
-                                 (model.migrating, MIGRATING_FACTORS)):
+                                 (model.migrating, MIGRATING_FACTORS),
+                                 (self._migrating > LONG, LONG_FACTORS)):
             if applies:
                 for kind, factor in factors.items():
                     weights[kind] *= factor
@@ -207,11 +241,65 @@ class Chooser:
         page = self._random.randrange(16) * (pages // 16)
         return index, page * PAGE, self._next_stamp()
 
+    def _bar_page(self, model: Model) -> Arguments:
+        number = self._random.randrange(len(model.bars))
+        page = self._random.randrange(16) * (model.bars[number].size // 16)
+        return number, page, self._next_stamp()
+
     def _next_stamp(self) -> int:
         self._stamp += 1
         return self._stamp
 
+    # Rings and BARs
+
+    def _rings(self, model: Model, queued: Optional[Queues]) -> Arguments:
+        if queued is None:
+            return None
+        space = queued.space
+        place = self._random.choice((*range(len(model.devices)), *range(
+            len(model.devices)), Place.RAM, Place.BAR))
+        if place == Place.RAM:
+            return place, 0
+        if place == Place.BAR:
+            room = (model.bars[0].size - space) // PAGE
+            return place, self._random.randrange(room + 1) * PAGE
+        device = model.devices[place]
+        if not device.plugged:
+            return None
+        block = self._random.choice(sorted(device.plugged))
+        start = block * device.block
+        # Anywhere, or where the next memslot begins in the middle of a ring
+        if self._flip():
+            return place, start + self._random.randrange(
+                device.block // PAGE) * PAGE
+        boundaries = [number * device.block for number in device.plugged
+                      if number - 1 in device.plugged
+                      and not number * device.block % MEMSLOT]
+        if boundaries:
+            start = self._random.choice(sorted(boundaries))
+        cut = self._random.randrange(space // 16) * 16
+        return place, max(start - cut, 0)
+
+    def _bar(self, model: Model) -> Arguments:
+        number = self._random.randrange(len(model.bars))
+        place = self._random.choice((OFF, ALONE, ALONE, *range(
+            INSIDE, INSIDE + len(model.devices))))
+        offset = 0
+        if place >= INSIDE:
+            bar, device = model.bars[number], model.devices[place - INSIDE]
+            offset = bar.size * self._random.randrange(
+                device.properties.size // bar.size)
+        return number, place, offset
+
     # The host
+
+    def _taken(self, choose: Callable[[Model], Arguments]
+               ) -> Callable[[Model], Arguments]:
+        """Likewise, with a number of regions that a backend takes."""
+        def chosen(model: Model) -> Arguments:
+            arguments = choose(model)
+            return arguments and (*arguments, self._random.choice((0, 0, 1)))
+        return chosen
 
     def _request(self, model: Model) -> Arguments:
         index, = self._index(model)
@@ -274,8 +362,10 @@ def limited(choose: Callable[[Model], Step],
 
 
 # Steps of which the first argument is the index of a device
-INDEXED = {'plug', 'unplug', 'unplug_all', 'state', 'restart', 'malformed',
-           'write', 'disk_in', 'disk_out', 'request', 'migrate_wrong'}
+INDEXED = {'plug', 'plug_taken', 'unplug', 'unplug_all', 'state', 'restart',
+           'malformed', 'write', 'disk_in', 'disk_out', 'disk_begin',
+           'network_in', 'network_out', 'request', 'request_taken',
+           'migrate_wrong'}
 
 
 def without_device(steps: Sequence[Step], index: int) -> List[Step]:
@@ -298,11 +388,29 @@ def without_device(steps: Sequence[Step], index: int) -> List[Step]:
             continue
         elif step.kind in INDEXED and first[0] > index:
             first = (first[0] - 1,)
+        elif (step.kind in ('network_start', 'disk_start')
+              and first[0] < Place.RAM):
+            if first[0] == index:
+                continue
+            first = (first[0] - (first[0] > index),)
+        elif step.kind == 'bar_move' and rest[0] >= INSIDE:
+            if rest[0] == INSIDE + index:
+                continue
+            rest = (rest[0] - (rest[0] > INSIDE + index), *rest[1:])
         elif step.kind == 'migrate':
             below = (1 << index) - 1
             first = (first[0] & below | first[0] >> 1 & ~below,)
         left.append(Step(step.kind, first + rest))
     return left
+
+
+def plainer(step: Step) -> Optional[Step]:
+    """A step that does much the same, with less."""
+    if step.kind in ('plug_taken', 'request_taken'):
+        return Step(step.kind.removesuffix('_taken'), step.arguments[:-1])
+    if step.kind in ('disk_in', 'network_in'):
+        return Step('write', step.arguments)
+    return None
 
 
 def replay(steps: Sequence[Step]) -> Callable[[Model], Optional[Step]]:

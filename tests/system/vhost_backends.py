@@ -378,6 +378,14 @@ def wait_deleted(vm: VirtualMachine, name: str) -> None:
     wait_until(f'{name} is gone', is_deleted, timeout=30)
 
 
+def add_chardev(vm: VirtualMachine, name: str, socket: Path) -> None:
+    """Connect a machine that runs to a backend."""
+    vm.cmd('chardev-add', id=name, backend={
+        'type': 'socket', 'data': {
+            'addr': {'type': 'unix', 'data': {'path': str(socket)}},
+            'server': False}})
+
+
 class Attachment:
     """A backend and the device in front of it."""
     kind: Type[Backend]
@@ -412,11 +420,7 @@ class Attachment:
     @classmethod
     def connect(cls, vm: VirtualMachine, backend: Backend) -> None:
         """Add it to a machine that runs."""
-        vm.cmd('chardev-add', id=cls.chardev, backend={
-            'type': 'socket', 'data': {
-                'addr': {'type': 'unix',
-                         'data': {'path': str(backend.socket)}},
-                'server': False}})
+        add_chardev(vm, cls.chardev, backend.socket)
 
     @classmethod
     def disconnect(cls, vm: VirtualMachine) -> None:
@@ -463,6 +467,8 @@ class Block(Attachment):
     kind: Type[StorageDaemon] = StorageDaemon
     chardev, front, slot = 'vhost0', 'disk', 6
     largest = 64 * 1024
+    # Properties of the device
+    properties: Dict[str, int] = {}
     DISK = 4 * MIB
 
     def __init__(self, test: unittest.TestCase, machine: Machine,
@@ -484,13 +490,17 @@ class Block(Attachment):
     def arguments(cls, backend: Backend) -> List[str]:
         return [*super().arguments(backend),
                 '-device', f'vhost-user-blk-pci,id={cls.front},'
-                           f'chardev={cls.chardev},addr={cls.slot}']
+                           f'chardev={cls.chardev},addr={cls.slot}'
+                + ''.join(f',{name}={value}'
+                          for name, value in cls.properties.items())]
 
     @classmethod
     def connect(cls, vm: VirtualMachine, backend: Backend) -> None:
         super().connect(vm, backend)
-        vm.cmd('device_add', driver='vhost-user-blk-pci', id=cls.front,
-               chardev=cls.chardev, addr=str(cls.slot))
+        vm.cmd('device_add', {
+            'driver': 'vhost-user-blk-pci', 'id': cls.front,
+            'chardev': cls.chardev, 'addr': str(cls.slot),
+            **cls.properties})
 
     @classmethod
     def disconnect(cls, vm: VirtualMachine) -> None:

@@ -52,7 +52,8 @@ void vhost_rings_unmap(struct vhost_dev *dev, struct vhost_virtqueue *vq);
 /**
  * vhost_rings_check: stop virtqueues that have lost their memory
  *
- * To be called with new memory regions, before the backend gets them. The
+ * To be called with new memory regions, before the backend gets them. That is
+ * about all virtqueues of the device, also those of other struct vhost_dev. The
  * backend is told to stop such a virtqueue, and the device is broken until the
  * guest resets it. The rings remain mapped until the virtqueue is stopped by
  * vhost_virtqueue_stop(): the kernel goes on with them.

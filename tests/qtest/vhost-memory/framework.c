@@ -203,7 +203,7 @@ void move_shmem(TestVM *vm, unsigned int i, uint64_t addr)
 
 /* ---- The driver of the network device ---- */
 
-void start_driver(TestVM *vm, uint64_t ring)
+void start_driver_with(TestVM *vm, uint64_t ring, unsigned int queue)
 {
     QVirtioDevice *vdev = &vm->dev->vdev;
 
@@ -214,12 +214,17 @@ void start_driver(TestVM *vm, uint64_t ring)
                                 1ull << VIRTIO_NET_F_CTRL_VQ |
                                 1ull << VIRTIO_NET_F_MQ));
     alloc_init(&vm->ring_alloc, 0, ring, ring + RING_SIZE, PAGE);
-    vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, 0);
+    vm->vq = qvirtqueue_setup(vdev, &vm->ring_alloc, queue);
     g_assert_cmpuint(vm->vq->size, ==, RING_ENTRIES);
     g_assert_cmphex(vm->vq->used, ==, ring + USED_OFFSET);
     vm->kicks = qvhost_user_backend_nr_messages(vm->backend,
                                                 VHOST_USER_SET_VRING_KICK);
     qvirtio_set_driver_ok(vdev);
+}
+
+void start_driver(TestVM *vm, uint64_t ring)
+{
+    start_driver_with(vm, ring, 0);
 }
 
 void wait_started(TestVM *vm)

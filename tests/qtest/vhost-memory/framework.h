@@ -99,7 +99,8 @@ void unplug(TestVM *vm, uint64_t offset);
 /* Have the memory of a PCI device at that address. */
 void move_shmem(TestVM *vm, unsigned int i, uint64_t addr);
 
-/* The driver of the network device */
+/* The driver of the network device, with one queue */
+void start_driver_with(TestVM *vm, uint64_t ring, unsigned int queue);
 void start_driver(TestVM *vm, uint64_t ring);
 void stop_driver(TestVM *vm);
 bool needs_reset(TestVM *vm);
