@@ -59,6 +59,7 @@ struct QVhostUserBackend {
     GSource *conn_source;
 
     /* What the frontend told: gone with the connection */
+    bool ready;
     uint64_t protocol_features;
     uint64_t features;
     /* Region, in no order */

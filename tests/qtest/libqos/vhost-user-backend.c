@@ -38,6 +38,7 @@ static void drop_source(GSource **source, int *fd)
 static void disconnect(QVhostUserBackend *backend)
 {
     drop_source(&backend->conn_source, &backend->conn_fd);
+    backend->ready = false;
     backend->protocol_features = 0;
     backend->features = 0;
     memset(backend->queues, 0, sizeof(backend->queues));
@@ -281,11 +282,14 @@ static bool handle_order(QVhostUserBackend *backend, const Request *req)
         /* It has to stay, whether something is asked for or not. */
         backend->req_fd = dup(req->fds[0]);
         return true;
+    case VHOST_USER_SET_VRING_CALL:
+        /* The last one of all that come when a device with a queue connects */
+        backend->ready = true;
+        return true;
     case VHOST_USER_SET_OWNER:
     case VHOST_USER_RESET_OWNER:
     case VHOST_USER_SET_LOG_FD:
     case VHOST_USER_SET_VRING_BASE:
-    case VHOST_USER_SET_VRING_CALL:
     case VHOST_USER_SET_VRING_ERR:
     case VHOST_USER_SET_VRING_ENABLE:
     case VHOST_USER_SET_CONFIG:
@@ -342,6 +346,8 @@ static bool receive(QVhostUserBackend *backend, Request *req)
         .msg_control = control,
         .msg_controllen = sizeof(control),
     };
+    /* A packed structure: clang warns of a pointer to the payload. */
+    void *payload = (uint8_t *)&req->msg + VHOST_USER_HDR_SIZE;
     ssize_t ret;
 
     ret = RETRY_ON_EINTR(recvmsg(backend->conn_fd, &hdr,
@@ -362,8 +368,8 @@ static bool receive(QVhostUserBackend *backend, Request *req)
         return true;
     }
     /* The frontend sends all of a message at once: this does not block. */
-    ret = RETRY_ON_EINTR(recv(backend->conn_fd, &req->msg.payload,
-                              req->msg.size, MSG_WAITALL));
+    ret = RETRY_ON_EINTR(recv(backend->conn_fd, payload, req->msg.size,
+                              MSG_WAITALL));
     return ret == req->msg.size;
 }
 
@@ -704,6 +710,39 @@ void qvhost_user_backend_offer_notifiers(QVhostUserBackend *backend)
     LOCK_GUARD(backend);
 
     backend->has_notifiers = true;
+}
+
+bool qvhost_user_backend_is_ready(QVhostUserBackend *backend)
+{
+    LOCK_GUARD(backend);
+    char byte;
+
+    /* Neither has the frontend gone, nor is there something left to do. */
+    return backend->ready &&
+           recv(backend->conn_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0;
+}
+
+bool qvhost_user_backend_miss(QVhostUserBackend *backend, uint64_t iova)
+{
+    LOCK_GUARD(backend);
+    const struct vhost_iotlb_msg iotlb = {
+        .iova = iova,
+        .perm = VHOST_ACCESS_RW,
+        .type = VHOST_IOTLB_MISS,
+    };
+    VhostUserMsg msg = {
+        .request = VHOST_USER_BACKEND_IOTLB_MSG,
+        .flags = PROTOCOL_VERSION,
+        .size = sizeof(iotlb),
+    };
+
+    if (backend->req_fd < 0) {
+        return false;
+    }
+    memcpy(&msg.payload, &iotlb, sizeof(iotlb));
+    return RETRY_ON_EINTR(send(backend->req_fd, &msg,
+                               VHOST_USER_HDR_SIZE + sizeof(iotlb),
+                               MSG_NOSIGNAL)) > 0;
 }
 
 void qvhost_user_backend_take_regions(QVhostUserBackend *backend,

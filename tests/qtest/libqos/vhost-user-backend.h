@@ -277,6 +277,25 @@ void qvhost_user_backend_take_regions(QVhostUserBackend *backend,
 unsigned int qvhost_user_backend_nr_messages(QVhostUserBackend *backend,
                                              VhostUserRequest request);
 
+/**
+ * qvhost_user_backend_is_ready:
+ *
+ * Returns: whether a frontend has connected, and asked for all that
+ * vhost-user-blk needs to know before the device can be used.
+ */
+bool qvhost_user_backend_is_ready(QVhostUserBackend *backend);
+
+/**
+ * qvhost_user_backend_miss:
+ * @backend: the backend, which has to be behind an IOMMU
+ * @iova: an address as the device sees it
+ *
+ * Ask what is there. The frontend answers when it gets to it.
+ *
+ * Returns: false if there is no frontend that could be asked.
+ */
+bool qvhost_user_backend_miss(QVhostUserBackend *backend, uint64_t iova);
+
 /* Wait for a queue to be started, which QEMU does not wait for. */
 void qvhost_user_backend_wait_started(QVhostUserBackend *backend);
 

@@ -11,11 +11,18 @@
 #include "qgraph.h"
 #include "virtio-mem.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_pci.h"
 
 /* Discarding or preallocating much memory on a busy host can take a while. */
 #define QVIRTIO_MEM_TIMEOUT_US (60 * 1000 * 1000)
 
 #define QVIRTIO_MEM_POLL_INTERVAL_US 100
+
+/*
+ * A request takes two descriptors. To set up all that the device has would
+ * take most of the time that it takes to start it.
+ */
+#define QVIRTIO_MEM_QUEUE_SIZE 4
 
 static bool qvirtio_mem_needs_reset(QVirtioMEM *mem)
 {
@@ -169,6 +176,16 @@ static void qvirtio_mem_free_queue(QVirtioMEM *mem)
     }
 }
 
+static void qvirtio_mem_shrink_queue(QVirtioMEM *mem)
+{
+    QVirtioPCIDevice *dev = container_of(mem->vdev, QVirtioPCIDevice, vdev);
+
+    mem->vdev->bus->queue_select(mem->vdev, 0);
+    qpci_io_writew(dev->pdev, dev->bar, dev->common_cfg_offset +
+                   offsetof(struct virtio_pci_common_cfg, queue_size),
+                   QVIRTIO_MEM_QUEUE_SIZE);
+}
+
 static void qvirtio_mem_setup(QVirtioMEM *mem)
 {
     QVirtioDevice *vdev = mem->vdev;
@@ -181,6 +198,7 @@ static void qvirtio_mem_setup(QVirtioMEM *mem)
     qvirtio_set_features(vdev, features);
 
     qvirtio_mem_free_queue(mem);
+    qvirtio_mem_shrink_queue(mem);
     mem->vq = qvirtqueue_setup(vdev, mem->alloc, 0);
     qvirtio_set_driver_ok(vdev);
 }

@@ -112,9 +112,10 @@ bool model_memslot_mapped(const Model *model, uint64_t memslot)
     if (!model->plan) {
         return true;
     }
-    if (!model->unplugged_inaccessible) {
-        return offset < model->usable_size;
+    if (!model->unplugged_inaccessible && offset < model->usable_size) {
+        return true;
     }
+    /* Within the usable region, unless a state is loaded that is made up */
     return model_count_plugged(model, model->addr + offset,
                                model_memslot_size(model, memslot) /
                                model->block_size);

@@ -8,9 +8,7 @@
 #include "qemu/bitops.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
-#include "ops.h"
-#include "model.h"
-#include "libqos/virtio-mem.h"
+#include "ops-int.h"
 
 /*
  * An operation takes four bytes: what to do, with which device, and two
@@ -29,25 +27,26 @@ enum {
     OP_LIMIT_LISTENER,
     OP_RESET_DEVICE,
     OP_RESET_SYSTEM,
+    OP_RUN_MACHINE,
+    OP_MIGRATE,
+    OP_DIRTY_RATE,
+    OP_SAVE,
+    /* followed by what is changed of the state */
+    OP_LOAD,
+    OP_START_DISK,
+    OP_STOP_DISK,
+    OP_REFUSE,
+    OP_IOMMU,
+    /* followed by an IOMMURange */
+    OP_RAW_IOMMU,
+    OP_IOTLB_MISS,
+    OP_TRANSLATE,
     NR_OPS
 };
 
-typedef struct Op {
-    uint8_t code;
-    /* the lower two bits: the device; the others: FLAG_* */
-    uint8_t device;
-    uint8_t a;
-    uint8_t b;
-} Op;
-
-/* The range or size is not aligned. */
-#define FLAG_UNALIGNED (1 << 2)
-/* The argument counts blocks, not strides. */
-#define FLAG_BLOCKS    (1 << 3)
-/* The range starts before the region; the listener has no limit. */
-#define FLAG_OTHER     (1 << 4)
-
-#define NR_DEVICES 4
+/* What takes long is done that often by a program, and then ignored. */
+#define MAX_SLOW_OPS 4
+#define MAX_EDITS 4
 
 /* Each region has about as many strides, however many blocks it has. */
 #define NR_STRIDES 32
@@ -72,44 +71,25 @@ typedef struct DeviceConfig {
     /* 0 without multiple-memslots */
     uint64_t min_memslot_size;
     bool unplugged_inaccessible;
+    bool shared;
 } DeviceConfig;
 
 static const DeviceConfig configs[NR_DEVICES] = {
-    { 4608 * MiB, 128 * MiB, 1 * GiB, true },
-    { 3 * GiB, 64 * MiB, 512 * MiB, false },
+    { 4608 * MiB, 128 * MiB, 1 * GiB, true, true },
+    { 3 * GiB, 64 * MiB, 512 * MiB, false, true },
     /* many blocks, more than a request can name in one go by strides */
-    { 2560 * MiB, 2 * MiB, 1 * GiB, true },
-    { 1 * GiB, 32 * MiB, 0, false },
+    { 2560 * MiB, 2 * MiB, 1 * GiB, true, true },
+    { 1 * GiB, 32 * MiB, 0, false, false },
 };
 
-typedef struct Device {
-    Model model;
-    QVirtioMEMPCI *pci;
-    char *qom_path;
-    /* what was written to each block and not discarded since */
-    uint64_t *stamps;
-    /* the blocks that were written to by this program */
-    GHashTable *written;
-} Device;
-
-struct VirtioMEMOps {
-    const VirtioMEMHost *host;
-    QPCIBus *bus;
-    /* where the allocation of addresses for BARs starts */
-    uint64_t mmio_start;
-    uint64_t max_populated;
-    uint64_t last_probe;
-    Device devices[NR_DEVICES];
-};
-
-static uint64_t nb_blocks(const Device *dev)
+uint64_t ops_nb_blocks(const Device *dev)
 {
     return dev->model.region_size / dev->model.block_size;
 }
 
-static uint64_t stride(const Device *dev)
+uint64_t ops_stride(const Device *dev)
 {
-    return nb_blocks(dev) / NR_STRIDES ?: 1;
+    return ops_nb_blocks(dev) / NR_STRIDES ?: 1;
 }
 
 static uint64_t plugged_size_of_all(const VirtioMEMOps *ops)
@@ -159,13 +139,21 @@ static bool block_is_mapped(const Device *dev, uint64_t block)
                                 model_memslot_at(&dev->model, offset));
 }
 
-static void check_block(VirtioMEMOps *ops, const Device *dev, uint64_t block)
+static void check_block(VirtioMEMOps *ops, Device *dev, uint64_t block)
 {
-    g_assert_cmphex(qtest_readq(ops->host->qts, stamp_addr(dev, block)), ==,
-                    block_is_mapped(dev, block) ? dev->stamps[block] : 0);
+    const bool mapped = block_is_mapped(dev, block);
+    const uint64_t value = qtest_readq(ops->host->qts, stamp_addr(dev, block));
+
+    if (mapped && dev->fading[block]) {
+        dev->fading[block] = false;
+        if (!value) {
+            dev->stamps[block] = 0;
+        }
+    }
+    g_assert_cmphex(value, ==, mapped ? dev->stamps[block] : 0);
 }
 
-static void check_device(VirtioMEMOps *ops, const Device *dev)
+static void check_device(VirtioMEMOps *ops, Device *dev)
 {
     GHashTableIter iter;
     void *block;
@@ -179,6 +167,7 @@ static void check_device(VirtioMEMOps *ops, const Device *dev)
     while (g_hash_table_iter_next(&iter, &block, NULL)) {
         check_block(ops, dev, GPOINTER_TO_UINT(block));
     }
+    ops_check_backends(ops, dev);
 }
 
 static void check_totals(VirtioMEMOps *ops)
@@ -207,21 +196,33 @@ static void check_all(VirtioMEMOps *ops)
 
 /* ---- Operations ---- */
 
-static void discarded(Device *dev, uint64_t first, uint64_t count)
+void ops_discarded(Device *dev, uint64_t first, uint64_t count)
 {
     memset(&dev->stamps[first], 0, count * sizeof(*dev->stamps));
+    memset(&dev->fading[first], 0, count * sizeof(*dev->fading));
 }
 
-/* Of a memslot that gets unmapped, nothing is left, whatever was plugged. */
-static void discard_unmapped(Device *dev)
+/*
+ * Of a memslot that gets unmapped, nothing is left, whatever was plugged. While
+ * the machine runs, that takes a moment, and is over if it is mapped again.
+ */
+static void discard_unmapped(const VirtioMEMOps *ops, Device *dev)
 {
     const Model *model = &dev->model;
     unsigned int i;
 
     for (i = 0; i < model_nb_memslots(model); i++) {
-        if (!model_memslot_mapped(model, i)) {
-            discarded(dev, model_memslot_offset(model, i) / model->block_size,
-                      model_memslot_size(model, i) / model->block_size);
+        const uint64_t first = model_memslot_offset(model, i) /
+                               model->block_size;
+        const uint64_t count = model_memslot_size(model, i) / model->block_size;
+
+        if (model_memslot_mapped(model, i)) {
+            continue;
+        }
+        if (ops->running) {
+            memset(&dev->fading[first], 1, count * sizeof(*dev->fading));
+        } else {
+            ops_discarded(dev, first, count);
         }
     }
 }
@@ -230,15 +231,19 @@ static void discard_unmapped(Device *dev)
  * A driver that may read memory that is not plugged can write to it as well.
  * That stays, unless there is something to unplug.
  */
-static uint16_t expect_unplug_all(Device *dev)
+static uint16_t expect_unplug_all(VirtioMEMOps *ops, Device *dev)
 {
     const bool has_plugged = model_plugged_size(&dev->model);
-    const uint16_t resp = model_unplug_all(&dev->model);
+    uint16_t resp;
 
-    if (has_plugged) {
-        discarded(dev, 0, nb_blocks(dev));
+    dev->model.busy = ops->migrating ? BUSY_ALWAYS : BUSY_NEVER;
+    resp = model_unplug_all(&dev->model);
+    if (resp == VIRTIO_MEM_RESP_ACK) {
+        if (has_plugged) {
+            ops_discarded(dev, 0, ops_nb_blocks(dev));
+        }
+        discard_unmapped(ops, dev);
     }
-    discard_unmapped(dev);
     return resp;
 }
 
@@ -250,24 +255,29 @@ static uint16_t expect_response(VirtioMEMOps *ops, Device *dev, uint16_t type,
     const uint64_t first = (addr - model->addr) / model->block_size;
     uint16_t resp;
 
+    model->busy = ops->migrating ? BUSY_ALWAYS : BUSY_NEVER;
+    model->no_memslots = dev->shared && ops_is_refused(ops);
     switch (type) {
     case VIRTIO_MEM_REQ_PLUG:
-        model->busy = plugged_size_of_all(ops) + count * model->block_size >
-                      ops->max_populated ? BUSY_PLUG : BUSY_NEVER;
+        if (!ops->migrating && plugged_size_of_all(ops) + count *
+                               model->block_size > ops->max_populated) {
+            model->busy = BUSY_PLUG;
+        }
         resp = model_plug(model, addr, count);
-        if (resp == VIRTIO_MEM_RESP_BUSY) {
-            discarded(dev, first, count);
+        if (resp == VIRTIO_MEM_RESP_BUSY && !ops->migrating) {
+            ops_discarded(dev, first, count);
+            discard_unmapped(ops, dev);
         }
         return resp;
     case VIRTIO_MEM_REQ_UNPLUG:
         resp = model_unplug(model, addr, count);
         if (resp == VIRTIO_MEM_RESP_ACK) {
-            discarded(dev, first, count);
-            discard_unmapped(dev);
+            ops_discarded(dev, first, count);
+            discard_unmapped(ops, dev);
         }
         return resp;
     case VIRTIO_MEM_REQ_UNPLUG_ALL:
-        return expect_unplug_all(dev);
+        return expect_unplug_all(ops, dev);
     case VIRTIO_MEM_REQ_STATE:
         return model_state(model, addr, count, state);
     default:
@@ -322,21 +332,21 @@ static void op_request(VirtioMEMOps *ops, Device *dev, uint16_t type,
                        const Op *op)
 {
     const uint64_t block_size = dev->model.block_size;
-    const unsigned int range = nb_blocks(dev) / stride(dev) +
+    const unsigned int range = ops_nb_blocks(dev) / ops_stride(dev) +
                                NR_STRIDES_BEHIND;
     uint64_t addr = dev->model.addr +
-                    (op->a % range) * stride(dev) * block_size;
+                    (op->a % range) * ops_stride(dev) * block_size;
     struct virtio_mem_req req = {
         .type = cpu_to_le16(type),
         .u.plug.nb_blocks = cpu_to_le16(op->device & FLAG_BLOCKS ? op->b :
-                                        op->b % range * stride(dev)),
+                                        op->b % range * ops_stride(dev)),
     };
 
     if (op->device & FLAG_UNALIGNED) {
         addr += op->b * 4096;
     }
     if (op->device & FLAG_OTHER) {
-        addr -= stride(dev) * block_size;
+        addr -= ops_stride(dev) * block_size;
     }
     req.u.plug.addr = cpu_to_le64(addr);
     request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
@@ -363,21 +373,22 @@ static void op_raw_request(VirtioMEMOps *ops, Device *dev, const Op *op,
 static void request_size(VirtioMEMOps *ops, Device *dev, uint64_t size)
 {
     const VirtioMEMHost *host = ops->host;
-    const bool valid = size <= dev->model.region_size &&
-                       size % dev->model.block_size == 0;
+    bool expected = size <= dev->model.region_size &&
+                    size % dev->model.block_size == 0;
 
-    g_assert_cmpint(host->set(host->qts, dev->qom_path, "requested-size", size),
-                    ==, valid);
-    if (valid) {
-        model_request_size(&dev->model, size);
+    if (expected) {
+        dev->model.no_memslots = dev->shared && ops_is_refused(ops);
+        expected = model_request_size(&dev->model, size);
     }
+    g_assert_cmpint(host->set(host->qts, dev->qom_path, "requested-size", size),
+                    ==, expected);
 }
 
 static void op_request_size(VirtioMEMOps *ops, Device *dev, const Op *op)
 {
-    const unsigned int range = nb_blocks(dev) / stride(dev) +
+    const unsigned int range = ops_nb_blocks(dev) / ops_stride(dev) +
                                NR_STRIDES_BEHIND;
-    uint64_t size = op->a % range * stride(dev) * dev->model.block_size;
+    uint64_t size = op->a % range * ops_stride(dev) * dev->model.block_size;
 
     if (op->device & FLAG_BLOCKS) {
         size += op->b * dev->model.block_size;
@@ -391,10 +402,11 @@ static void op_request_size(VirtioMEMOps *ops, Device *dev, const Op *op)
 /* Also where no memory is plugged: that must do no harm. */
 static void op_write(VirtioMEMOps *ops, Device *dev, const Op *op)
 {
-    const uint64_t block = op->a * stride(dev) % nb_blocks(dev);
+    const uint64_t block = op->a * ops_stride(dev) % ops_nb_blocks(dev);
 
     check_block(ops, dev, block);
     qtest_writeq(ops->host->qts, stamp_addr(dev, block), op->b);
+    dev->fading[block] = dev->fading[block] && !block_is_mapped(dev, block);
     if (block_is_mapped(dev, block)) {
         dev->stamps[block] = op->b;
     }
@@ -438,26 +450,151 @@ static void limit_listener(VirtioMEMOps *ops, uint64_t max_populated)
     ops->max_populated = max_populated;
 }
 
-static void reset_system(VirtioMEMOps *ops)
+void ops_reset_machine(VirtioMEMOps *ops)
 {
     unsigned int i;
 
+    ops_disks_are_reset(ops);
     ops->host->system_reset(ops->host->qts);
     /* No BAR is mapped any more; libqos does not reclaim addresses. */
     ops->bus->mmio_alloc_ptr = ops->mmio_start;
-
     for (i = 0; i < NR_DEVICES; i++) {
-        Device *dev = &ops->devices[i];
-
-        expect_unplug_all(dev);
-        qvirtio_mem_pci_start(dev->pci);
+        expect_unplug_all(ops, &ops->devices[i]);
     }
 }
 
-static void run_op(VirtioMEMOps *ops, const Op *op, struct virtio_mem_req *req)
+void ops_start_drivers(VirtioMEMOps *ops)
 {
-    Device *dev = &ops->devices[op->device % NR_DEVICES];
+    unsigned int i;
 
+    for (i = 0; i < NR_DEVICES; i++) {
+        qvirtio_mem_pci_start(ops->devices[i].pci);
+    }
+}
+
+static void reset_system(VirtioMEMOps *ops)
+{
+    ops_reset_machine(ops);
+    ops_start_drivers(ops);
+}
+
+/* What is done in the device: a stride of it, or what is near that. */
+static uint64_t op_addr(const Device *dev, const Op *op)
+{
+    uint64_t addr = dev->model.addr +
+                    op->a * ops_stride(dev) % ops_nb_blocks(dev) *
+                    dev->model.block_size;
+
+    return op->device & FLAG_UNALIGNED ? addr + op->b * 4096 : addr;
+}
+
+/* At the same address behind the IOMMU, or from its start on */
+static void op_iommu(VirtioMEMOps *ops, const Device *dev, const Op *op)
+{
+    const uint64_t addr = op_addr(dev, op);
+    const uint64_t start = op->device & FLAG_OTHER ? op->b * 4096 : addr;
+    const IOMMURange range = {
+        .virt_start = start,
+        .virt_end = start + (4096ull << op->b % 24) - 1,
+        .phys_start = addr,
+    };
+
+    ops_iommu(ops, op->device >> 6, op->device >> 5 & 1, &range);
+}
+
+/* Whether the program may do once more what takes long */
+static bool may_be_slow(VirtioMEMOps *ops)
+{
+    return ops->nr_slow++ < MAX_SLOW_OPS;
+}
+
+/* What follows some operations */
+typedef union Extra {
+    struct virtio_mem_req req;
+    IOMMURange range;
+    Edit edits[MAX_EDITS];
+} Extra;
+
+static size_t extra_size(const Op *op)
+{
+    switch (op->code % NR_OPS) {
+    case OP_RAW_REQUEST:
+        return sizeof(struct virtio_mem_req);
+    case OP_RAW_IOMMU:
+        return sizeof(IOMMURange);
+    case OP_LOAD:
+        return op->a % (MAX_EDITS + 1) * sizeof(Edit);
+    default:
+        return 0;
+    }
+}
+
+/* Operations on the machine, and on what shares the memory with it */
+static void run_machine_op(VirtioMEMOps *ops, Device *dev, const Op *op,
+                           Extra *extra)
+{
+    Disk *disk = &ops->disks[op->a % NR_DISKS];
+
+    switch (op->code % NR_OPS) {
+    case OP_RESET_SYSTEM:
+        if (may_be_slow(ops)) {
+            reset_system(ops);
+        }
+        break;
+    case OP_RUN_MACHINE:
+        ops_run_machine(ops, op->a & 1);
+        break;
+    case OP_MIGRATE:
+        if (may_be_slow(ops)) {
+            ops_migrate(ops, op->a & 1);
+        }
+        break;
+    case OP_DIRTY_RATE:
+        if (may_be_slow(ops)) {
+            ops->host->measure_dirty_rate(ops->host->qts);
+        }
+        break;
+    case OP_SAVE:
+        if (may_be_slow(ops)) {
+            ops_save(ops);
+        }
+        break;
+    case OP_LOAD:
+        if (may_be_slow(ops)) {
+            ops_load(ops, dev, extra->edits, op->a % (MAX_EDITS + 1));
+        }
+        break;
+    case OP_START_DISK:
+        ops_start_disk(ops, disk, dev, op);
+        break;
+    case OP_STOP_DISK:
+        ops_stop_disk(ops, disk);
+        break;
+    case OP_REFUSE:
+        ops_refuse(ops, op->a & 1);
+        break;
+    case OP_IOMMU:
+        op_iommu(ops, dev, op);
+        break;
+    case OP_RAW_IOMMU:
+        if (op->device & FLAG_OTHER) {
+            extra->range.phys_start += dev->model.addr;
+        }
+        ops_iommu(ops, op->device >> 6, op->device >> 5 & 1, &extra->range);
+        break;
+    case OP_IOTLB_MISS:
+        ops_iotlb_miss(ops, op->device & FLAG_OTHER ? op->b * 4096 :
+                                                      op_addr(dev, op));
+        break;
+    case OP_TRANSLATE:
+        ops_translate(ops, dev, op->a * ops_stride(dev) % ops_nb_blocks(dev),
+                      op->b % 65 ? MAKE_64BIT_MASK(0, op->b % 65) : 0);
+        break;
+    }
+}
+
+static void run_op(VirtioMEMOps *ops, Device *dev, const Op *op, Extra *extra)
+{
     switch (op->code % NR_OPS) {
     case OP_PLUG:
         op_request(ops, dev, VIRTIO_MEM_REQ_PLUG, op);
@@ -475,7 +612,7 @@ static void run_op(VirtioMEMOps *ops, const Op *op, struct virtio_mem_req *req)
         op_request_size(ops, dev, op);
         break;
     case OP_RAW_REQUEST:
-        op_raw_request(ops, dev, op, req);
+        op_raw_request(ops, dev, op, &extra->req);
         break;
     case OP_WRITE:
         op_write(ops, dev, op);
@@ -490,8 +627,8 @@ static void run_op(VirtioMEMOps *ops, const Op *op, struct virtio_mem_req *req)
     case OP_RESET_DEVICE:
         qvirtio_mem_start(&dev->pci->mem);
         break;
-    case OP_RESET_SYSTEM:
-        reset_system(ops);
+    default:
+        run_machine_op(ops, dev, op, extra);
         break;
     }
 }
@@ -530,19 +667,43 @@ static void plug_one(VirtioMEMOps *ops, Device *dev)
     request(ops, dev, &req, sizeof(req), sizeof(struct virtio_mem_resp));
 }
 
+/* All of its size is requested, nothing is plugged, and nothing was written. */
+static void reset_device(VirtioMEMOps *ops, Device *dev)
+{
+    const Model *model = &dev->model;
+
+    if (model_plugged_size(model) ||
+        model->requested_size != model->region_size ||
+        model->usable_size != model->region_size) {
+        unplug_all(ops, dev);
+        request_size(ops, dev, model->region_size);
+    }
+    if (g_hash_table_size(dev->written)) {
+        g_hash_table_remove_all(dev->written);
+        plug_one(ops, dev);
+        unplug_all(ops, dev);
+    }
+}
+
 static void reset_devices(VirtioMEMOps *ops)
 {
     unsigned int i;
 
+    ops_refuse(ops, false);
+    ops_migrate(ops, false);
+    ops_run_machine(ops, false);
+    for (i = 0; i < NR_DISKS; i++) {
+        ops_stop_disk(ops, &ops->disks[i]);
+    }
+    if (ops->iommu_vq) {
+        reset_system(ops);
+    }
+    g_clear_pointer(&ops->saved, g_byte_array_unref);
+    ops->nr_slow = 0;
+
     limit_listener(ops, UINT64_MAX);
     for (i = 0; i < NR_DEVICES; i++) {
-        Device *dev = &ops->devices[i];
-
-        g_hash_table_remove_all(dev->written);
-        unplug_all(ops, dev);
-        request_size(ops, dev, dev->model.region_size);
-        plug_one(ops, dev);
-        unplug_all(ops, dev);
+        reset_device(ops, &ops->devices[i]);
     }
     check_all(ops);
 }
@@ -552,9 +713,9 @@ static void check_all_blocks(VirtioMEMOps *ops)
     unsigned int i, block;
 
     for (i = 0; i < NR_DEVICES; i++) {
-        const Device *dev = &ops->devices[i];
+        Device *dev = &ops->devices[i];
 
-        for (block = 0; block < nb_blocks(dev); block += stride(dev)) {
+        for (block = 0; block < ops_nb_blocks(dev); block += ops_stride(dev)) {
             check_block(ops, dev, block);
         }
     }
@@ -562,20 +723,21 @@ static void check_all_blocks(VirtioMEMOps *ops)
 
 void virtio_mem_ops_run(VirtioMEMOps *ops, const uint8_t *data, size_t size)
 {
-    struct virtio_mem_req req = { };
+    Extra extra;
     Op op;
 
     QEMU_BUILD_BUG_ON(sizeof(op) != 4);
 
     reset_devices(ops);
     while (take(&data, &size, &op, sizeof(op))) {
-        if (op.code % NR_OPS == OP_RAW_REQUEST &&
-            !take(&data, &size, &req, sizeof(req))) {
+        Device *dev = &ops->devices[op.device % NR_DEVICES];
+
+        if (!take(&data, &size, &extra, extra_size(&op))) {
             break;
         }
-        run_op(ops, &op, &req);
+        run_op(ops, dev, &op, &extra);
         /* The others are looked at in the end, and part of the totals. */
-        check_device(ops, &ops->devices[op.device % NR_DEVICES]);
+        check_device(ops, dev);
         check_totals(ops);
     }
     check_all(ops);
@@ -584,10 +746,14 @@ void virtio_mem_ops_run(VirtioMEMOps *ops, const uint8_t *data, size_t size)
 
 /* ---- The machine ---- */
 
-char *virtio_mem_ops_args(void)
+char *virtio_mem_ops_args(VirtioMEMOps *ops)
 {
-    /* While no vCPU runs, memory of unmapped memslots is discarded at once. */
-    GString *args = g_string_new("-S -nodefaults -machine pc"
+    GString *args = g_string_new("-S -nodefaults"
+                                 " -machine pc,memory-backend=ram,"
+                                 "suppress-vmdesc=on"
+                                 " -global migration.send-configuration=off"
+                                 " -object memory-backend-memfd,id=ram,"
+                                 "size=128M"
                                  " -m 128M,maxmem=32G"
                                  " -device ram-discard-testdev,id=listener");
     unsigned int i;
@@ -595,12 +761,14 @@ char *virtio_mem_ops_args(void)
     for (i = 0; i < NR_DEVICES; i++) {
         const DeviceConfig *config = &configs[i];
 
-        g_string_append_printf(args, " -object memory-backend-ram,id=mem%u,"
+        g_string_append_printf(args, " -object memory-backend-%s,id=mem%u,"
                                "size=%" PRIu64 ",reserve=off"
                                " -device virtio-mem-pci,id=vm%u,memdev=mem%u,"
                                "addr=%02x.0,block-size=%" PRIu64 ","
-                               "unplugged-inaccessible=%s",
-                               i, config->size, i, i, 4 + i, config->block_size,
+                               "unplugged-inaccessible=%s,ioeventfd=off",
+                               config->shared ? "memfd" : "ram", i,
+                               config->size, i, i, FIRST_DEVICE_SLOT + i,
+                               config->block_size,
                                config->unplugged_inaccessible ? "on" : "off");
         if (config->min_memslot_size) {
             g_string_append_printf(args, ",multiple-memslots=on,"
@@ -608,19 +776,20 @@ char *virtio_mem_ops_args(void)
                                    config->min_memslot_size);
         }
     }
+    ops_add_disks(ops, args);
     return g_string_free(args, false);
 }
 
-static void device_init(VirtioMEMOps *ops, unsigned int i,
-                        QGuestAllocator *alloc)
+static void device_init(VirtioMEMOps *ops, unsigned int i)
 {
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(4 + i, 0) };
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(FIRST_DEVICE_SLOT + i, 0) };
     Device *dev = &ops->devices[i];
     struct virtio_mem_config config;
 
-    dev->pci = qvirtio_mem_pci_new(ops->bus, &addr, alloc);
+    dev->pci = qvirtio_mem_pci_new(ops->bus, &addr, ops->alloc);
     qvirtio_mem_pci_start(dev->pci);
     dev->qom_path = g_strdup_printf("/machine/peripheral/vm%u", i);
+    dev->shared = configs[i].shared;
 
     /* The machine chooses the address. */
     qvirtio_mem_read_config(&dev->pci->mem, &config);
@@ -634,30 +803,41 @@ static void device_init(VirtioMEMOps *ops, unsigned int i,
     if (configs[i].min_memslot_size) {
         model_divide(&dev->model, MAX_MEMSLOTS, configs[i].min_memslot_size);
     }
-    dev->model.plugged = g_new0(bool, nb_blocks(dev));
-    dev->stamps = g_new0(uint64_t, nb_blocks(dev));
+    dev->model.plugged = g_new0(bool, ops_nb_blocks(dev));
+    dev->stamps = g_new0(uint64_t, ops_nb_blocks(dev));
+    dev->fading = g_new0(bool, ops_nb_blocks(dev));
     dev->written = g_hash_table_new(NULL, NULL);
 }
 
-VirtioMEMOps *virtio_mem_ops_new(const VirtioMEMHost *host, QPCIBus *bus,
-                                 QGuestAllocator *alloc)
+VirtioMEMOps *virtio_mem_ops_new(void)
 {
     VirtioMEMOps *ops = g_new0(VirtioMEMOps, 1);
+
+    ops_new_disks(ops);
+    return ops;
+}
+
+void virtio_mem_ops_start(VirtioMEMOps *ops, const VirtioMEMHost *host,
+                          QPCIBus *bus, QGuestAllocator *alloc)
+{
     unsigned int i;
 
     ops->host = host;
     ops->bus = bus;
+    ops->alloc = alloc;
     ops->mmio_start = bus->mmio_alloc_ptr;
     for (i = 0; i < NR_DEVICES; i++) {
-        device_init(ops, i, alloc);
+        device_init(ops, i);
+        request_size(ops, &ops->devices[i], configs[i].size);
     }
-    return ops;
+    ops_find_sizes(ops);
 }
 
 void virtio_mem_ops_free(VirtioMEMOps *ops)
 {
     unsigned int i;
 
+    ops_free_disks(ops);
     for (i = 0; i < NR_DEVICES; i++) {
         Device *dev = &ops->devices[i];
 
@@ -665,7 +845,11 @@ void virtio_mem_ops_free(VirtioMEMOps *ops)
         g_free(dev->qom_path);
         model_cleanup(&dev->model);
         g_free(dev->stamps);
+        g_free(dev->fading);
         g_hash_table_unref(dev->written);
+    }
+    if (ops->saved) {
+        g_byte_array_unref(ops->saved);
     }
     g_free(ops);
 }
