@@ -448,12 +448,15 @@ class Flood:
             rig.memory.alternate(0, BLOCK)
             machine.lead(queue.available + 2, queue.used + 2, QUEUE_SIZE // 2,
                          queue.doorbell)
-            served = set()
-            for _ in range(100):
+            served: Set[int] = set()
+            answers = 0
+            while answers < 100 or len(served) <= 10:
                 self.assertEqual(machine.cmd('query-status')['status'],
                                  'running')
+                answers += 1
                 served.add(machine.number(queue.used + 2, 'w'))
-            self.assertGreater(len(served), 10)
+                # The vCPU may have to wait for a CPU of the host.
+                self.assertLess(answers, 100000)
             machine.stop_leading()
             wait_until('all requests are served', lambda: machine.number(
                 queue.used + 2, 'w') == machine.number(
