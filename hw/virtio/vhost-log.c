@@ -226,6 +226,16 @@ static void vhost_log_sync_section(struct vhost_dev *dev,
     }
 }
 
+static void vhost_log_sync_all(struct vhost_dev *dev,
+                               const struct vhost_log *log)
+{
+    int i;
+
+    for (i = 0; i < dev->n_mem_sections; i++) {
+        vhost_log_sync_section(dev, log, &dev->mem_sections[i], true);
+    }
+}
+
 void vhost_log_sync(MemoryListener *listener, MemoryRegionSection *section)
 {
     struct vhost_dev *dev = container_of(listener, struct vhost_dev,
@@ -351,11 +361,9 @@ static void vhost_log_unref(struct vhost_dev *dev, struct vhost_log *log)
 static void vhost_log_put(struct vhost_dev *dev, struct vhost_log *log,
                           bool sync)
 {
-    int i;
-
     /* The last one looks for all, elected or not. */
-    for (i = 0; sync && log->refcnt == 1 && i < dev->n_mem_sections; i++) {
-        vhost_log_sync_section(dev, log, &dev->mem_sections[i], true);
+    if (sync && log->refcnt == 1) {
+        vhost_log_sync_all(dev, log);
     }
     vhost_log_unref(dev, log);
 }
@@ -422,12 +430,11 @@ int vhost_log_use(struct vhost_dev *dev)
 void vhost_log_leave(struct vhost_dev *dev, bool sync)
 {
     struct vhost_log *log = dev->log;
-    int i;
 
     if (!log) {
         /* What it has written is not looked for once more when it is gone. */
-        for (i = 0; sync && dev->log_enabled && i < dev->n_mem_sections; i++) {
-            vhost_log_sync_section(dev, NULL, &dev->mem_sections[i], true);
+        if (sync && dev->log_enabled) {
+            vhost_log_sync_all(dev, NULL);
         }
         return;
     }

@@ -7,6 +7,7 @@
 
 #include "qemu/osdep.h"
 #include "framework.h"
+#include "libqos/host.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "standard-headers/linux/pci_regs.h"
@@ -159,8 +160,7 @@ void vm_free(TestVM *vm)
     qtest_quit(vm->qts);
     qvhost_user_backend_free(vm->backend);
     qvhost_user_backend_free(vm->disk_backend);
-    unlink(vm->stderr_path);
-    rmdir(vm->tmpdir);
+    qhost_remove_dir(vm->tmpdir);
     g_free(vm->stderr_path);
     g_free(vm->tmpdir);
     g_free(vm);

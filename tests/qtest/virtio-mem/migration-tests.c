@@ -175,12 +175,7 @@ static void test_migration_refused(const TestCase *test)
     extra_args = g_strdup_printf(TESTDEV ",max-populated=%" PRIu64,
                                  model->block_size);
     to = boot_destination(test, &test->config, extra_args);
-    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
-                             " 'arguments': { 'uri': %s } }", uri);
-    qtest_set_expected_status(to->qts, EXIT_FAILURE);
-    wait_for_exit(to);
-
-    vm_stop(to);
+    check_incoming_fails(to, uri, NULL);
     vm_stop(from);
 }
 
@@ -235,12 +230,7 @@ static void test_migration_discard_fails(const TestCase *test)
     for (nth = 0; nth < 2; nth++) {
         to = boot_destination(test, &test->config, TESTDEV);
         fail_calls(to, "%s %d %u", call, EIO, nth);
-        qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
-                                 " 'arguments': { 'uri': %s } }", uri);
-        qtest_set_expected_status(to->qts, EXIT_FAILURE);
-        wait_for_exit(to);
-        expect_stderr(to, "(-5)");
-        vm_stop(to);
+        check_incoming_fails(to, uri, "(-5)");
     }
 
     to = boot_destination(test, &test->config, TESTDEV);
@@ -279,12 +269,8 @@ static void check_forged(const TestCase *test, const TestVM *from,
     g_autofree char *uri = g_strdup_printf("exec:cat %s", path);
     TestVM *to = boot_destination(test, &test->config, TESTDEV);
 
-    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
-                             " 'arguments': { 'uri': %s } }", uri);
-    qtest_set_expected_status(to->qts, EXIT_FAILURE);
-    wait_for_exit(to);
-    expect_stderr(to, "requested, as it contradicts itself or the device");
-    vm_stop(to);
+    check_incoming_fails(to, uri,
+                         "requested, as it contradicts itself or the device");
 }
 
 /*
@@ -320,14 +306,6 @@ static void test_migration_forged(const TestCase *test)
     vm_stop(from);
 }
 
-static void use_mapped_ram(TestVM *vm)
-{
-    qtest_qmp_assert_success(vm->qts,
-        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
-        "  'capabilities': [ { 'capability': 'mapped-ram', 'state': true } ] }"
-        "}");
-}
-
 /* A file tells how large the pages are that it has bits for. */
 static void test_migration_forged_file(const TestCase *test)
 {
@@ -342,7 +320,7 @@ static void test_migration_forged_file(const TestCase *test)
     char *found;
     gsize size;
 
-    use_mapped_ram(from);
+    set_migration_capability(from, "mapped-ram");
     qtest_qmp_assert_success(from->qts, "{ 'execute': 'migrate',"
                              " 'arguments': { 'uri': %s } }", uri);
     wait_for_migration_status(from, "completed");
@@ -358,13 +336,8 @@ static void test_migration_forged_file(const TestCase *test)
     g_assert_true(g_file_set_contents(path, state, size, NULL));
 
     to = boot_destination(test, &test->config, TESTDEV);
-    use_mapped_ram(to);
-    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
-                             " 'arguments': { 'uri': %s } }", uri);
-    qtest_set_expected_status(to->qts, EXIT_FAILURE);
-    wait_for_exit(to);
-    expect_stderr(to, "Error reading ramblock");
-    vm_stop(to);
+    set_migration_capability(to, "mapped-ram");
+    check_incoming_fails(to, uri, "Error reading ramblock");
     vm_stop(from);
 }
 

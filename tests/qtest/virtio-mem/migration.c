@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qobject/qdict.h"
+#include "failures.h"
 #include "migration.h"
 
 #define MIGRATION_TIMEOUT_US (30 * 1000 * 1000)
@@ -123,4 +124,24 @@ void wait_for_exit(TestVM *vm)
                         MIGRATION_TIMEOUT_US);
         g_usleep(1000);
     }
+}
+
+void check_incoming_fails(TestVM *vm, const char *uri, const char *said)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_set_expected_status(vm->qts, EXIT_FAILURE);
+    wait_for_exit(vm);
+    if (said) {
+        expect_stderr(vm, said);
+    }
+    vm_stop(vm);
+}
+
+void set_migration_capability(TestVM *vm, const char *name)
+{
+    qtest_qmp_assert_success(vm->qts,
+                             "{ 'execute': 'migrate-set-capabilities',"
+                             " 'arguments': { 'capabilities': [ {"
+                             " 'capability': %s, 'state': true } ] } }", name);
 }

@@ -34,4 +34,12 @@ void wait_for_migration_status(TestVM *vm, const char *wanted);
 /* Waits for QEMU to end by itself. */
 void wait_for_exit(TestVM *vm);
 
+/*
+ * Have a destination load what @uri leads to: it is to fail, and to say @said
+ * (NULL: anything). Frees the VM.
+ */
+void check_incoming_fails(TestVM *vm, const char *uri, const char *said);
+
+void set_migration_capability(TestVM *vm, const char *name);
+
 #endif

@@ -35,15 +35,6 @@ typedef struct SharedVM {
     uint64_t allocated;
 } SharedVM;
 
-static void ignore_shared(TestVM *vm)
-{
-    qtest_qmp_assert_success(vm->qts,
-                             "{ 'execute': 'migrate-set-capabilities',"
-                             " 'arguments': { 'capabilities': [ {"
-                             " 'capability': 'x-ignore-shared',"
-                             " 'state': true } ] } }");
-}
-
 static void shared_vm_abort(void *opaque)
 {
     qhost_remove_dir(((SharedVM *)opaque)->dir);
@@ -83,7 +74,7 @@ static void shared_vm_start(SharedVM *source, const TestCase *test)
     write_block(&source->blocks, 1);
     source->allocated = allocated_size(source->mem_path);
 
-    ignore_shared(source->vm);
+    set_migration_capability(source->vm, "x-ignore-shared");
     migrate_to_file(source->vm, source->state_path);
     g_assert_cmphex(migrated_size(source->vm), <,
                     BOOT_RAM_SIZE + arch->other_ram);
@@ -107,7 +98,7 @@ static TestVM *shared_vm_boot_destination(const SharedVM *source,
     TestVM *vm = boot_destination(&source->test, &source->test.config,
                                   extra_args);
 
-    ignore_shared(vm);
+    set_migration_capability(vm, "x-ignore-shared");
     return vm;
 }
 
