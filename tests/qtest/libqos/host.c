@@ -6,7 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/units.h"
-#include "../libqtest.h"
+#include "qobject/qdict.h"
 #include "host.h"
 
 void qhost_skip(const char *need, const char *fmt, ...)
@@ -108,4 +108,42 @@ void qhost_write_sleeping_firmware(const char *path)
 
     memcpy(rom + reset_vector, code, sizeof(code));
     g_assert_true(g_file_set_contents(path, (char *)rom, size, NULL));
+}
+
+static const char *query_status(QTestState *qts)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(qts,
+        "{ 'execute': 'query-status' }");
+    const char *status = g_intern_string(qdict_get_str(rsp, "status"));
+
+    qobject_unref(rsp);
+    return status;
+}
+
+static void reset_stopped(QTestState *qts)
+{
+    qtest_qmp_assert_success(qts, "{ 'execute': 'system_reset' }");
+    while (!g_str_equal(query_status(qts), "prelaunch")) {
+        g_usleep(1000);
+    }
+    qtest_qmp_assert_success(qts, "{ 'execute': 'cont' }");
+}
+
+void qhost_wait_asleep(QTestState *qts)
+{
+    /* By far more often than it fails */
+    unsigned int resets = 10;
+
+    while (!g_str_equal(query_status(qts), "inmigrate")) {
+        g_autofree char *registers = qtest_hmp(qts, "info registers");
+
+        if (g_str_equal(query_status(qts), "internal-error")) {
+            g_assert_cmpuint(resets--, >, 0);
+            g_test_message("KVM did not get to the second instruction");
+            reset_stopped(qts);
+        } else if (strstr(registers, "HLT=1")) {
+            return;
+        }
+        g_usleep(1000);
+    }
 }

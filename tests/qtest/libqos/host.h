@@ -7,6 +7,8 @@
 #ifndef TESTS_LIBQOS_HOST_H
 #define TESTS_LIBQOS_HOST_H
 
+#include "../libqtest.h"
+
 /**
  * qhost_skip:
  * @need: what the host lacks: "kvm", or "root" for what only root may do
@@ -78,5 +80,15 @@ void qhost_remove_dir(const char *path);
  * run, and a guest would get in the test's way.
  */
 void qhost_write_sleeping_firmware(const char *path);
+
+/**
+ * qhost_wait_asleep:
+ * @qts: a PC with one vCPU, KVM and that firmware, just started
+ *
+ * Wait until the vCPU sleeps, unless the VM waits for a migration. KVM that
+ * runs in a VM itself fails now and then to emulate the very first instruction,
+ * and the VM stops: reset it and have it go on.
+ */
+void qhost_wait_asleep(QTestState *qts);
 
 #endif

@@ -238,6 +238,9 @@ void vm_boot(TestVM *vm)
         g_unsetenv("KVM_PRELOAD_NR_MEMSLOTS");
     }
     vm->qts = vm->qs->qts;
+    if (vm->kvm) {
+        qhost_wait_asleep(vm->qts);
+    }
     vm->mon = qmonitor_new(path);
 }
 

@@ -99,12 +99,17 @@ TestVM *vm_boot(const VMConfig *config)
     return vm;
 }
 
+void vm_start(TestVM *vm)
+{
+    qvirtio_pci_device_enable(vm->dev);
+    qvirtio_mem_pci_start(vm->mem);
+}
+
 TestVM *vm_new_with(const VMConfig *config)
 {
     TestVM *vm = vm_boot(config);
 
-    qvirtio_pci_device_enable(vm->dev);
-    qvirtio_mem_pci_start(vm->mem);
+    vm_start(vm);
     return vm;
 }
 

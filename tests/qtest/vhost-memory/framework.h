@@ -80,6 +80,9 @@ typedef struct TestVM {
 /* A VM that nothing was done to yet */
 TestVM *vm_boot(const VMConfig *config);
 
+/* What was booted is as a driver finds it. */
+void vm_start(TestVM *vm);
+
 /* What a driver finds when it comes */
 TestVM *vm_new_with(const VMConfig *config);
 TestVM *vm_new(unsigned int max_regions);

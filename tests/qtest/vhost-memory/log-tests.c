@@ -192,8 +192,10 @@ static void test_log_start_fails_ring(const void *opaque)
     qhost_write_sleeping_firmware(bios);
     args = g_strdup_printf("-accel kvm,dirty-ring-size=4096 -bios %s", bios);
     config.args = args;
-    vm = vm_new_with(&config);
+    vm = vm_boot(&config);
     unlink(bios);
+    qhost_wait_asleep(vm->qts);
+    vm_start(vm);
     plug(vm, 0);
     check_works(vm);
     limit = forbid_files(vm);
