@@ -345,11 +345,17 @@ class Busy:
 
     def __enter__(self) -> 'Busy':
         self._thread.start()
-        self._kick()
-        self.wait_progress()
+        try:
+            self.wait_progress()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -359,13 +365,18 @@ class Busy:
     def _run(self) -> None:
         while not self._ended.is_set():
             # As many as it takes for the device not to get there before
-            # this thread runs again
+            # this thread runs again, as a rule
             struct.pack_into('<H', self._memory, self._available + 2,
                              self._nr_used() + 0x7fff & 0xffff)
 
     def wait_progress(self) -> None:
         """Wait until some more requests are done."""
         before = self._nr_used()
-        wait_until('requests are done',
-                   lambda: self._nr_used() != before or None,
-                   timeout=TIMEOUT, pause=0.001)
+
+        def has_some() -> Optional[bool]:
+            # A device that got to the end waits for this.
+            self._kick()
+            return self._nr_used() != before or None
+
+        wait_until('requests are done', has_some, timeout=TIMEOUT,
+                   pause=0.001)
