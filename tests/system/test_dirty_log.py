@@ -7,12 +7,16 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import re
 import unittest
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 import environment
+import host_memory
 from baremetal import BareMetal, Command
 from drivers import Answer, VirtioMem
 from vhost_backends import DEVICE_SLOT, TracedMachine
 from vm import GIB, MIB, wait_until
+
+TIB = 1024 * GIB
 
 CARD_SLOT = 6
 FRAMEBUFFER = 0xe8000000
@@ -122,6 +126,80 @@ class TestDirtyRate(unittest.TestCase):
                 rf'^kvm_set_user_memory .*flags=(0x\d+) gpa=0x{address:x} ',
                 machine.trace.read_text('utf-8'), re.M)
             self.assertEqual(flags[-1:], ['0x1'], hex(address))
+
+    def sample(self, machine: TracedMachine, samples: int,
+               meanwhile: Iterable[object] = ()) -> int:
+        """
+        The dirty rate in MiB per second by so many sampled pages per GiB;
+        @meanwhile is iterated until it is known.
+        """
+        def dirty_rate() -> Optional[int]:
+            info = machine.cmd('query-dirty-rate')
+            return (info['dirty-rate'] if info['status'] == 'measured'
+                    else None)
+
+        machine.cmd('calc-dirty-rate', mode='page-sampling',
+                    sample_pages=samples, calc_time=1)
+        for _ in meanwhile:
+            if dirty_rate() is not None:
+                break
+        return wait_until('the rate is measured', dirty_rate)
+
+    def plugged(self, multiple: str, size: int, offsets: Iterable[int],
+                part: int) -> Tuple[TracedMachine, VirtioMem]:
+        """A machine with parts of a device plugged and written."""
+        machine = TracedMachine(environment.qemu_system(), 'tcg', 4 * size)
+        machine.add_args('-cpu', 'qemu64,phys-bits=48')
+        self.addCleanup(machine.shutdown)
+        machine.add_device(f'multiple-memslots={multiple}', size)
+        machine.launch()
+        memory = VirtioMem(machine, DEVICE_SLOT)
+        for offset in offsets:
+            self.assertEqual(memory.plug(offset, part), Answer.ACK)
+            machine.qtest(f'memset {memory.start + offset} {part} 1')
+        return machine, memory
+
+    def test_sampled(self) -> None:
+        """
+        Samples of pages tell what is written, and leave alone what is
+        unplugged.
+        """
+        for multiple in ('on', 'off'):
+            with self.subTest(multiple=multiple):
+                self._test_sampled(multiple)
+
+    def _test_sampled(self, multiple: str) -> None:
+        size, part, most = 4 * GIB, 32 * MIB, 16384
+        machine, memory = self.plugged(multiple, size, (0, GIB), part)
+
+        def allocated() -> List[int]:
+            return list(host_memory.files(machine.get_pid() or 0,
+                                          size).values())
+
+        def unplug() -> Iterator[None]:
+            self.assertEqual(memory.unplug(0, part), Answer.ACK)
+            yield
+
+        self.assertEqual(self.sample(machine, most), 0)
+        self.assertEqual(allocated(), [2 * part])
+        # At most all that is plugged is written each second.
+        writes = (machine.qtest(f'memset {memory.start + GIB} {part} {value}')
+                  for value in range(2, 256))
+        self.assertIn(self.sample(machine, most, writes),
+                      range(1, 2 * part // MIB))
+        # What is unplugged has changed, but is not read any more.
+        self.assertEqual(self.sample(machine, most, unplug()), 0)
+        self.assertEqual(allocated(), [part])
+
+    def test_large(self) -> None:
+        """Samples come from all of a block with more than 2^31 pages."""
+        part = 128 * MIB
+        machine, memory = self.plugged('on', 9 * TIB, (0, 5 * TIB), part)
+        writes = (machine.qtest(f'memset {memory.start} {part} {value}')
+                  for value in range(2, 256))
+        # Few pages are sampled: about 16 of what is written.
+        self.assertIn(self.sample(machine, 128, writes),
+                      range(1, 16 * part // MIB))
 
 
 if __name__ == '__main__':
