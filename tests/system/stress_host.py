@@ -428,12 +428,24 @@ class Host:
                 shown.setdefault(dimm.size, []).append([(0, dimm.size)])
         expected = {size: sorted(ranges) for size, ranges in shown.items()}
 
+        # QEMU keeps memory that is gone as long as a backend has it that has
+        # not been told, as its device is stopped.
+        kept = ({region.inode for region in self.network.backend.regions()}
+                if self.network and not any(self.network.backend.started())
+                else set())
+
         def mappings() -> Dict[int, List[List[Tuple[int, int]]]]:
             opened = all_files(pid)
-            return {size: sorted(joined((mapping.offset, mapping.size)
-                                        for mapping in backend.mappings(inode))
-                                 for inode in opened.get(size, {}))
-                    for size in shown}
+            found = {}
+            for size, ranges in expected.items():
+                files = {inode: joined((mapping.offset, mapping.size)
+                                       for mapping in backend.mappings(inode))
+                         for inode in opened.get(size, {})}
+                for inode in kept & files.keys():
+                    if len(files) > len(ranges) and not files[inode]:
+                        del files[inode]
+                found[size] = sorted(files.values())
+            return found
         # QEMU closes files of memory that is gone in its own time, and the
         # backend unmaps what requests have used that were in flight.
         deadline = time.monotonic() + 10
