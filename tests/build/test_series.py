@@ -273,15 +273,27 @@ class Format(SandboxTest):
         write(self.qemu / "tests" / "README", "tests\n\nof it\n")
         self.commit("mem: third", topic="other")
         self.assertEqual(self.succeed(FORMAT, "--stat").splitlines(),
-                         ["Lines added to QEMU's own files",
-                          "     4  hw/mem/core.c", "     2  tests/README",
-                          "     6  in 2 files"])
-        self.edit_core(20, "many\n" * 994)
+                         ["Lines added to QEMU's own files, and without the "
+                          "topic fixes",
+                          "     4      4  hw/mem/core.c",
+                          "     2      2  tests/README",
+                          "     6      6  in 2 files"])
+        self.edit_core(20, "many\n" * 594)
         self.succeed(FORMAT, "--stat")
         self.commit("mem: fourth", topic="other")
-        self.fail_with(["  1000  in 2 files", "too many lines",
-                        "1000 to QEMU's own files, where 999 are the most"],
+        self.fail_with(["   600    600  in 2 files", "too many lines",
+                        "600 to QEMU's own files, where 599 are the most"],
                        FORMAT, "--stat")
+
+    def test_stat_of_fixes(self) -> None:
+        """What it takes to mend QEMU's own faults is not limited."""
+        self.fix_twice(20, 27)
+        self.edit_core(30, "many\n" * 700)
+        self.commit("mem: fix three", topic="fixes")
+        self.edit_core(10, "hook")
+        self.commit("mem: hook", topic="other")
+        self.assertEqual(self.succeed(FORMAT, "--stat").splitlines()[-1:],
+                         ["   704      1  in 1 files"])
 
     def test_is_the_same_each_time(self) -> None:
         def mails() -> dict[Path, bytes]:
