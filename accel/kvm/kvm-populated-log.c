@@ -15,6 +15,14 @@ typedef struct KVMPopulatedSync {
     bool has_log;
 } KVMPopulatedSync;
 
+void kvm_begin_populated_log(KVMSlot *slot, MemoryRegion *mr)
+{
+    if (slot->dirty_bmap && memory_region_has_ram_discard_manager(mr) &&
+        global_dirty_tracking == GLOBAL_DIRTY_DIRTY_RATE) {
+        memset(slot->dirty_bmap, 0xff, slot->dirty_bmap_size);
+    }
+}
+
 /* What else is in the same words of the log is taken, too. */
 static int kvm_sync_part(MemoryRegionSection *part, void *opaque)
 {

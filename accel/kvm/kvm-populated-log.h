@@ -14,6 +14,18 @@
 typedef bool KVMGetDirtyLog(KVMState *s, KVMSlot *slot);
 
 /**
+ * kvm_begin_populated_log: know what is in the log of a new memslot
+ *
+ * KVM may set all pages in the log of a new memslot. While nothing but the
+ * dirty rate is measured, have the slot's dirty_bmap say so, too: what gets
+ * populated can be cleared then. A migration has to see all that is set first.
+ *
+ * @slot: the memslot, with its dirty_bmap if it is logged
+ * @mr: the RAM that it shows; without a RamDiscardManager, nothing is done
+ */
+void kvm_begin_populated_log(KVMSlot *slot, MemoryRegion *mr);
+
+/**
  * kvm_sync_populated_log: take dirty pages from the log where RAM is populated
  *
  * What is discarded may be dirty in the log from the start, and stays so. KVM

@@ -262,6 +262,19 @@ int virtio_mem_memslots_plug(VirtIOMEM *vmem, uint64_t offset, uint64_t size)
     return -EBUSY;
 }
 
+void virtio_mem_memslots_plugged(VirtIOMEM *vmem, uint64_t offset,
+                                 uint64_t size)
+{
+    /*
+     * A log may have pages set from its start. Those that were plugged when
+     * the measurement began have been cleared, and no migration needs the
+     * others: none runs.
+     */
+    if (global_dirty_tracking == GLOBAL_DIRTY_DIRTY_RATE) {
+        memory_region_clear_dirty_bitmap(&vmem->memdev->mr, offset, size);
+    }
+}
+
 void virtio_mem_memslots_plug_failed(VirtIOMEM *vmem, uint64_t offset,
                                      uint64_t size, int ret)
 {

@@ -12,7 +12,7 @@ from typing import Iterable, Iterator, List, Optional, Tuple
 import environment
 import host_memory
 from baremetal import BareMetal, Command
-from drivers import Answer, VirtioMem
+from drivers import Answer, Machine, VirtioMem
 from vhost_backends import DEVICE_SLOT, TracedMachine
 from vm import GIB, MIB, wait_until
 
@@ -126,6 +126,67 @@ class TestDirtyRate(unittest.TestCase):
                 rf'^kvm_set_user_memory .*flags=(0x\d+) gpa=0x{address:x} ',
                 machine.trace.read_text('utf-8'), re.M)
             self.assertEqual(flags[-1:], ['0x1'], hex(address))
+
+    def test_logged(self) -> None:
+        """
+        The log tells what the guest writes to memory that comes and goes, and
+        not that it does.
+        """
+        for multiple in ('on', 'off'):
+            with self.subTest(multiple=multiple):
+                self._test_logged(multiple)
+
+    def _test_logged(self, multiple: str) -> None:
+        size, part = 4 * GIB, 256 * MIB
+        cpu = environment.require_kvm()
+        machine = BareMetal(environment.qemu_system(), 'kvm', 4 * size)
+        self.addCleanup(machine.shutdown)
+        machine.add_args(
+            '-D', str(machine.directory / 'trace'),
+            '-trace', 'kvm_set_user_memory', '-cpu', cpu, '-object',
+            f'memory-backend-memfd,id=mem,size={size},reserve=off', '-device',
+            f'virtio-mem-pci,id=vmem,memdev=mem,addr={DEVICE_SLOT},'
+            f'requested-size={size},block-size=2M,unplugged-inaccessible=on,'
+            f'multiple-memslots={multiple}')
+        machine.launch()
+        memory = VirtioMem(machine, DEVICE_SLOT)
+        written = 64 * MIB
+
+        def come_and_go() -> Iterator[None]:
+            for offset in (part, GIB, 3 * GIB):
+                self.assertEqual(memory.plug(offset, part), Answer.ACK)
+            self.assertEqual(memory.unplug(GIB, part), Answer.ACK)
+            yield
+
+        def come_and_write() -> Iterator[None]:
+            self.assertEqual(memory.plug(2 * GIB, part), Answer.ACK)
+            machine.run(Command.WRITE, memory.start + 2 * GIB, written, 4096,
+                        1)
+            yield
+
+        self.assertEqual(memory.plug(0, part), Answer.ACK)
+        # Pages that the guest talks through are written all the time.
+        self.assertLessEqual(self.measure(machine, 1, come_and_go()), 1)
+        self.assertIn(self.measure(machine, 3, come_and_write()),
+                      range(1, 2 + written // MIB // 3))
+
+    def measure(self, machine: Machine, seconds: int,
+                meanwhile: Iterable[None]) -> int:
+        """The dirty rate in MiB per second by the log."""
+        def nr_started() -> int:
+            return (machine.directory / 'trace').read_text('utf-8').count(
+                ' flags=0x1 gpa=0x0 ')
+
+        before = nr_started()
+        machine.cmd('calc-dirty-rate', mode='dirty-bitmap', calc_time=seconds)
+        wait_until('boot memory is logged',
+                   lambda: nr_started() > before or None)
+        for _ in meanwhile:
+            pass
+        info = wait_until('the rate is measured', lambda: (
+            lambda info: info if info['status'] == 'measured' else None)(
+                machine.cmd('query-dirty-rate')))
+        return int(info['dirty-rate'])
 
     def sample(self, machine: TracedMachine, samples: int,
                meanwhile: Iterable[object] = ()) -> int:

@@ -175,6 +175,20 @@ void virtio_mem_memslots_plug_failed(VirtIOMEM *vmem, uint64_t offset,
                                      uint64_t size, int ret);
 
 /**
+ * virtio_mem_memslots_plugged: do not count a range as written by the guest
+ * that was plugged
+ *
+ * KVM's log of a new memslot can have all pages set, as that of memory which is
+ * unplugged has. If the dirty rate is measured with it, clear the range.
+ *
+ * @vmem: the device
+ * @offset: start of the range
+ * @size: size of the range
+ */
+void virtio_mem_memslots_plugged(VirtIOMEM *vmem, uint64_t offset,
+                                 uint64_t size);
+
+/**
  * virtio_mem_refused: report that a request of the driver was refused
  *
  * Warns, and sends an event. Drivers try again and again: that is done at most
