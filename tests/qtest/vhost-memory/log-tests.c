@@ -95,19 +95,31 @@ static unsigned int count_logs(TestVM *vm, unsigned int *first_free)
     return count;
 }
 
-/* Let QEMU open no more files. Returns what it could have before. */
+/*
+ * Let QEMU open no more files: none but those below the limit, which are all
+ * open. The limit can't be lower, as QEMU polls that many. Some file may be
+ * about to be closed, so wait until none is any more.
+ *
+ * Returns what it could have before.
+ */
 static struct rlimit forbid_files(TestVM *vm)
 {
     struct rlimit before, limit;
-    unsigned int first_free = UINT_MAX;
+    unsigned int times = 0;
 
-    count_logs(vm, &first_free);
     g_assert_cmpint(prlimit(qtest_pid(vm->qts), RLIMIT_NOFILE, NULL, &before),
                     ==, 0);
     limit = before;
-    limit.rlim_cur = first_free;
-    g_assert_cmpint(prlimit(qtest_pid(vm->qts), RLIMIT_NOFILE, &limit, NULL),
-                    ==, 0);
+    while (times < 20) {
+        unsigned int first_free = UINT_MAX;
+
+        count_logs(vm, &first_free);
+        times = first_free == limit.rlim_cur ? times + 1 : 0;
+        limit.rlim_cur = first_free;
+        g_assert_cmpint(prlimit(qtest_pid(vm->qts), RLIMIT_NOFILE, &limit,
+                                NULL), ==, 0);
+        g_usleep(1000);
+    }
     return before;
 }
 
