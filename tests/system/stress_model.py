@@ -301,7 +301,8 @@ class Model(State):
         assert self.disk is not None
         if not self.disk.started:
             self.disk.start(Place.RAM, 0)
-            self._run()
+            if self.running:
+                self.disk.run(self.devices, self.bars)
 
     def disk_in(self, index: int, page: int, stamp: int) -> str:
         """Have the disk's backend write to a page."""
