@@ -295,7 +295,12 @@ class Model(State):
     def _can_transfer(self, index: int, page: int, stamp: int) -> bool:
         return self._can_use(self.disk, index, page, stamp)
 
-    can_disk_in = can_disk_out = _can_transfer
+    can_disk_in = _can_transfer
+
+    def can_disk_out(self, index: int, page: int, stamp: int) -> bool:
+        """Whether the disk can read a page that holds what we know."""
+        return (self._can_transfer(index, page, stamp)
+                and page not in self.devices[index].unknown)
 
     def _start_disk(self) -> None:
         assert self.disk is not None
@@ -445,7 +450,12 @@ class Model(State):
         return (self.network is not None and self.network.started
                 and self._can_use(self.network, index, page, stamp))
 
-    can_network_in = can_network_out = _can_loop
+    can_network_in = _can_loop
+
+    def can_network_out(self, index: int, page: int, stamp: int) -> bool:
+        """Whether the network can read a page that holds what we know."""
+        return (self._can_loop(index, page, stamp)
+                and page not in self.devices[index].unknown)
 
     def network_in(self, index: int, page: int, stamp: int) -> str:
         """Have the backend write to a page."""
