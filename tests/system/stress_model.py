@@ -694,7 +694,8 @@ class Model(State):
             return False
         snapshot = self.snapshots[name]
         sizes = [dimm.size for dimm in snapshot.dimms]
-        limits = [[(device.limit, device.count) for device in state.queued()]
+        limits = [[(type(device), device.limit, device.count)
+                   for device in state.queued()]
                   for state in (snapshot, self)]
         devices = [replace(saved, multiple=device.multiple) for saved, device
                    in zip(snapshot.devices, self.devices)]
