@@ -10,6 +10,7 @@
 #include "exec/ram_addr.h"
 #include "hw/mem/memslot-account.h"
 #include "hw/virtio/virtio-bus.h"
+#include "migration/misc.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-memslots.h"
 #include "qapi/qapi-visit-common.h"
@@ -130,13 +131,14 @@ static void virtio_mem_discard_memslot(uint64_t offset, uint64_t size,
 /*
  * Whether the memory is ours to discard. The source of a migration may go on
  * with memory that we share with it, the destination may run on it already,
- * a moment before we know that it does.
+ * a moment before we know that it does, and whatever becomes of us: a reset
+ * ends RUN_STATE_POSTMIGRATE, and only the user has the VM run here again.
  */
 static bool virtio_mem_owns_memory(void)
 {
     return !runstate_check(RUN_STATE_INMIGRATE) &&
            !runstate_check(RUN_STATE_FINISH_MIGRATE) &&
-           !runstate_check(RUN_STATE_POSTMIGRATE);
+           (runstate_is_live(runstate_get()) || !migration_has_completed());
 }
 
 static void virtio_mem_forget_unmapped(VirtIOMEMUnmapped *unmapped)

@@ -467,11 +467,15 @@ class IgnoreShared(Way):
     def take_over(leg: Leg, target: Station) -> None:
         """
         Plug while the source is still there, which must not take away what
-        is not its own any more.
+        is not its own any more, not even at a reset.
         """
         target.wait_runs()
         leg.traveller.move(target)
         leg.traveller.grow()
+        # Stock QEMU does.
+        for _ in range(0 if leg.source.host.stock else 2):
+            leg.source.cmd('system_reset')
+            leg.source.wait_event('RESET')
         leg.traveller.verify()
         leg.source.shutdown()
 

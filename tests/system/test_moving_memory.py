@@ -1,0 +1,215 @@
+"""
+What happens to memory devices while their VM migrates, or when it has: it is
+reset, loads its devices, hears of free pages, or has its memory ejected.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any, Dict, Iterator, Sequence, Tuple
+
+import environment
+from drivers import Answer, VirtioMem
+from vhost_backends import DEVICE, DEVICE_SLOT, MEMORY, TracedMachine
+from vm import GIB, MIB, wait_until
+from writer import PAGE, wait_soon
+
+SIZE = 4 * GIB
+BLOCK = 2 * MIB
+MAXMEM = 16 * GIB
+# What is plugged: at either end of the device, which are different memslots.
+PLACES = (0, SIZE - BLOCK)
+# So little a second that a migration does not end by itself
+SLOW = 256 * 1024
+FAST = 1 << 40
+MEMSLOTS = ('off', 'on')
+
+
+class Side(TracedMachine):
+    """A machine that migrates, or that another one migrates to."""
+
+    def __init__(self, multiple: str, file: Path,
+                 before: Sequence[str] = (), **properties: str) -> None:
+        """What is added before the device comes before it in the stream."""
+        super().__init__(environment.qemu_system(), maxmem=MAXMEM)
+        device: Dict[str, Any] = {
+            'id': DEVICE, 'memdev': MEMORY, 'addr': DEVICE_SLOT,
+            'requested-size': SIZE, 'dynamic-memslots': multiple}
+        device.update((name.replace('_', '-'), value)
+                      for name, value in properties.items())
+        self.add_args(
+            *before, '-object',
+            f'memory-backend-file,share=on,mem-path={file},id={MEMORY},'
+            f'size={SIZE},reserve=off',
+            '-device', ','.join(['virtio-mem-pci'] + [
+                f'{name}={value}' for name, value in device.items()]))
+
+    @property
+    def uri(self) -> str:
+        """Where others can migrate to this one."""
+        return f'unix:{self.directory}/migration'
+
+    def set_capabilities(self, *names: str) -> None:
+        """Migrate with these capabilities."""
+        self.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': name, 'state': True} for name in names])
+
+    def migration(self) -> Dict[str, Any]:
+        """What there is to know about a migration."""
+        return dict(self.cmd('query-migrate'))
+
+    def wait_status(self, *wanted: str) -> str:
+        """Wait until a migration is that far."""
+        def arrived() -> Any:
+            status = self.migration().get('status')
+            return status if status in wanted else None
+        return str(wait_soon(f'the migration is {wanted}', arrived))
+
+    def wait_runs(self) -> None:
+        """Wait until the vCPU may run."""
+        wait_soon('it runs', lambda: self.cmd(
+            'query-status')['status'] == 'running' or None)
+
+    def reset(self) -> None:
+        """Reset it, and wait for that."""
+        self.get_qmp_events()
+        self.cmd('system_reset')
+
+        def done() -> Any:
+            # Events are only received together with an answer.
+            self.cmd('query-status')
+            return any(event['event'] == 'RESET'
+                       for event in self.get_qmp_events()) or None
+        wait_soon('it is reset', done)
+
+
+class Moving:
+    """What tests of migration have in common."""
+
+    class Base(unittest.TestCase):
+        """A device whose memory is known, at the source."""
+        directory: Path
+        source: Side
+        memory: VirtioMem
+
+        def side(self, name: str, multiple: str, *before: str,
+                 **properties: str) -> Side:
+            """A machine, whose memory is in the file of this name."""
+            side = Side(multiple, self.directory / name, before, **properties)
+            self.addCleanup(side.shutdown)
+            return side
+
+        def launch_source(self, multiple: str, *before: str,
+                          **properties: str) -> None:
+            """A machine with memory plugged, and something in it."""
+            self.directory = Path(self.enterContext(
+                tempfile.TemporaryDirectory(prefix='virtio-mem-',
+                                            dir='/dev/shm')))
+            self.source = self.side('source', multiple, *before, **properties)
+            self.source.launch()
+            self.memory = VirtioMem(self.source, DEVICE_SLOT)
+            for place in PLACES:
+                self.assertEqual(self.memory.plug(place, BLOCK), Answer.ACK)
+            for address, data in self.contents():
+                self.source.write(address, data)
+
+        def contents(self) -> Iterator[Tuple[int, bytes]]:
+            """What is in memory, by address."""
+            for place in PLACES:
+                for page in (0, BLOCK - PAGE):
+                    yield (self.memory.start + place + page,
+                           f'{place + page:#x}'.encode('ascii') * 256)
+
+        def launch_target(self, name: str, multiple: str, *before: str,
+                          **properties: str) -> Side:
+            """Where to migrate to."""
+            target = self.side(name, multiple, *before, **properties)
+            target.add_args('-incoming', 'defer')
+            target.launch()
+            return target
+
+        def start(self, target: Side, *capabilities: str) -> None:
+            """Migrate, slowly, until the target knows what is plugged."""
+            for side in (self.source, target):
+                side.set_capabilities(*capabilities)
+            self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+            target.cmd('migrate-incoming', uri=target.uri)
+            self.source.cmd('migrate', uri=target.uri)
+            wait_soon('the early state has arrived', lambda: target.plugged(
+                DEVICE) == len(PLACES) * BLOCK or None)
+
+        def finish(self, target: Side) -> None:
+            """Have it end."""
+            self.source.cmd('migrate-set-parameters', max_bandwidth=FAST)
+            for side in (self.source, target):
+                side.wait_status('completed')
+            target.wait_runs()
+
+        def verify(self, side: Side) -> None:
+            """All is plugged there, and holds what it has to."""
+            self.assertEqual(side.plugged(DEVICE), len(PLACES) * BLOCK)
+            for address, data in self.contents():
+                self.assertEqual(side.read(address, len(data)), data,
+                                 hex(address - self.memory.start))
+
+
+class TestReset(Moving.Base):
+    """A reset unplugs what is one's own."""
+
+    def at_target(self, multiple: str, name: str, *capabilities: str) -> None:
+        """The target is reset before all has come."""
+        self.launch_source(multiple)
+        target = self.launch_target(name, multiple)
+        self.start(target, *capabilities)
+        target.reset()
+        self.assertEqual(target.plugged(DEVICE), len(PLACES) * BLOCK)
+        self.verify(self.source)
+        if 'postcopy-ram' in capabilities:
+            self.source.cmd('migrate-start-postcopy')
+        self.finish(target)
+        self.verify(target)
+
+    def test_precopy(self) -> None:
+        """What has come stays."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.at_target(multiple, 'target')
+
+    def test_postcopy(self) -> None:
+        """The same where postcopy may follow, and does."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.at_target(multiple, 'target', 'postcopy-ram')
+
+    def test_shared(self) -> None:
+        """What the source runs on stays."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.at_target(multiple, 'source', 'x-ignore-shared')
+
+    def test_left(self) -> None:
+        """What the destination runs on stays, and what it does not goes."""
+        for multiple in MEMSLOTS:
+            for name, capabilities in (('source', ['x-ignore-shared']),
+                                       ('target', [])):
+                with self.subTest(multiple=multiple, memory=name):
+                    self.left(multiple, name, capabilities)
+
+    def left(self, multiple: str, name: str,
+             capabilities: Sequence[str]) -> None:
+        """The source is reset when the target runs."""
+        self.launch_source(multiple)
+        target = self.launch_target(name, multiple)
+        self.start(target, *capabilities)
+        self.finish(target)
+        for _ in range(2):
+            self.source.reset()
+        self.verify(target)
+        self.assertEqual(self.source.plugged(DEVICE) == 0,
+                         not capabilities)
+
+
+if __name__ == '__main__':
+    unittest.main()
