@@ -5,13 +5,16 @@ reset, loads its devices, hears of free pages, or has its memory ejected.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import struct
 import tempfile
 import unittest
+from itertools import product
 from pathlib import Path
 from typing import Any, Dict, Iterator, Sequence, Tuple
 
 import environment
-from drivers import Answer, VirtioMem
+from drivers import (Answer, DriverError, Machine, VirtioBlk, VirtioDevice,
+                     VirtioMem)
 from vhost_backends import DEVICE, DEVICE_SLOT, MEMORY, TracedMachine
 from vm import GIB, MIB, wait_until
 from writer import PAGE, wait_soon
@@ -22,7 +25,7 @@ MAXMEM = 16 * GIB
 # What is plugged: at either end of the device, which are different memslots.
 PLACES = (0, SIZE - BLOCK)
 # So little a second that a migration does not end by itself
-SLOW = 256 * 1024
+SLOW = 8 * 1024
 FAST = 1 << 40
 MEMSLOTS = ('off', 'on')
 
@@ -34,11 +37,11 @@ class Side(TracedMachine):
                  before: Sequence[str] = (), **properties: str) -> None:
         """What is added before the device comes before it in the stream."""
         super().__init__(environment.qemu_system(), maxmem=MAXMEM)
+        self.is_early = properties.get('x-early-migration') != 'off'
         device: Dict[str, Any] = {
             'id': DEVICE, 'memdev': MEMORY, 'addr': DEVICE_SLOT,
             'requested-size': SIZE, 'dynamic-memslots': multiple}
-        device.update((name.replace('_', '-'), value)
-                      for name, value in properties.items())
+        device.update(properties)
         self.add_args(
             *before, '-object',
             f'memory-backend-file,share=on,mem-path={file},id={MEMORY},'
@@ -60,12 +63,14 @@ class Side(TracedMachine):
         """What there is to know about a migration."""
         return dict(self.cmd('query-migrate'))
 
-    def wait_status(self, *wanted: str) -> str:
+    def wait_status(self, *wanted: str) -> None:
         """Wait until a migration is that far."""
         def arrived() -> Any:
-            status = self.migration().get('status')
-            return status if status in wanted else None
-        return str(wait_soon(f'the migration is {wanted}', arrived))
+            info = self.migration()
+            if info.get('status') in ('failed', 'postcopy-paused'):
+                raise AssertionError(str(info))
+            return info.get('status') in wanted or None
+        wait_soon(f'the migration is {wanted}', arrived)
 
     def wait_runs(self) -> None:
         """Wait until the vCPU may run."""
@@ -109,11 +114,15 @@ class Moving:
                                             dir='/dev/shm')))
             self.source = self.side('source', multiple, *before, **properties)
             self.source.launch()
-            self.memory = VirtioMem(self.source, DEVICE_SLOT)
+            self.memory = self.driver()
             for place in PLACES:
                 self.assertEqual(self.memory.plug(place, BLOCK), Answer.ACK)
             for address, data in self.contents():
                 self.source.write(address, data)
+
+        def driver(self) -> VirtioMem:
+            """Who has the source's device."""
+            return VirtioMem(self.source, DEVICE_SLOT)
 
         def contents(self) -> Iterator[Tuple[int, bytes]]:
             """What is in memory, by address."""
@@ -134,15 +143,23 @@ class Moving:
             """Migrate, slowly, until the target knows what is plugged."""
             for side in (self.source, target):
                 side.set_capabilities(*capabilities)
-            self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+            self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW,
+                            max_postcopy_bandwidth=SLOW)
             target.cmd('migrate-incoming', uri=target.uri)
             self.source.cmd('migrate', uri=target.uri)
-            wait_soon('the early state has arrived', lambda: target.plugged(
-                DEVICE) == len(PLACES) * BLOCK or None)
+            self.source.wait_status('active')
+            if target.is_early:
+                wait_soon('the early state has arrived', lambda:
+                          target.plugged(DEVICE) == len(PLACES) * BLOCK
+                          or None)
 
-        def finish(self, target: Side) -> None:
-            """Have it end."""
-            self.source.cmd('migrate-set-parameters', max_bandwidth=FAST)
+        def finish(self, target: Side, *capabilities: str) -> None:
+            """Have it end; in postcopy, all is asked for before it comes."""
+            if 'postcopy-ram' in capabilities:
+                self.source.cmd('migrate-start-postcopy')
+                target.wait_runs()
+            self.source.cmd('migrate-set-parameters', max_bandwidth=FAST,
+                            max_postcopy_bandwidth=FAST)
             for side in (self.source, target):
                 side.wait_status('completed')
             target.wait_runs()
@@ -166,9 +183,7 @@ class TestReset(Moving.Base):
         target.reset()
         self.assertEqual(target.plugged(DEVICE), len(PLACES) * BLOCK)
         self.verify(self.source)
-        if 'postcopy-ram' in capabilities:
-            self.source.cmd('migrate-start-postcopy')
-        self.finish(target)
+        self.finish(target, *capabilities)
         self.verify(target)
 
     def test_precopy(self) -> None:
@@ -209,6 +224,110 @@ class TestReset(Moving.Base):
         self.verify(target)
         self.assertEqual(self.source.plugged(DEVICE) == 0,
                          not capabilities)
+
+
+class TestRing(Moving.Base):
+    """
+    A device that was there first has its ring in memory that is plugged, which
+    it looks at when it is loaded.
+    """
+    SLOT = 6
+    DISK = ('-blockdev', 'null-co,node-name=disk,size=1048576,read-zeroes=on',
+            '-device', f'virtio-blk-pci,drive=disk,addr={SLOT}')
+
+    def travel(self, *capabilities: str) -> None:
+        """In all ways, between devices that are created in all ways."""
+        for multiple, early, requested in product(
+                MEMSLOTS, ('on', 'off'), (SIZE, 0)):
+            with self.subTest(multiple=multiple, early=early,
+                              requested=requested):
+                self.take_disk(multiple, requested, capabilities,
+                               **{'x-early-migration': early})
+
+    def take_disk(self, multiple: str, requested: int,
+                  capabilities: Sequence[str], **properties: str) -> None:
+        """The disk serves here, and there."""
+        self.launch_source(multiple, *self.DISK, **properties)
+        buffer = self.source.allocate(PAGE)
+        disk = VirtioBlk(self.source, self.SLOT, rings=[
+            self.memory.start + SIZE - BLOCK + 4 * PAGE])
+        disk.transfer(disk.IN, 0, buffer, PAGE)
+        properties['requested-size'] = str(requested)
+        target = self.launch_target('target', multiple, *self.DISK,
+                                    **properties)
+        self.start(target, *capabilities)
+        # What was sent of the ring is not what it is now.
+        disk.transfer(disk.IN, 0, buffer, PAGE)
+        self.finish(target, *capabilities)
+        self.verify(target)
+        target.adopt(self.source)
+        disk.machine = target
+        disk.transfer(disk.IN, 0, buffer, PAGE)
+
+    def test_precopy(self) -> None:
+        """All memory is there before the disk, but it has to be mapped."""
+        self.travel()
+
+    def test_postcopy(self) -> None:
+        """What is missing is asked for."""
+        self.travel('postcopy-ram')
+
+
+class IOMMU(VirtioDevice):
+    """A virtio-iommu device."""
+    ATTACH, MAP = 1, 3
+    DOMAIN = 1
+    READ, WRITE = 1, 2
+
+    def __init__(self, machine: Machine, slot: int) -> None:
+        super().__init__(machine, slot, 2)
+        self._buffer = machine.allocate(PAGE)
+
+    def _request(self, data: bytes) -> None:
+        self.machine.write(self._buffer, data + b'\xff')
+        status = self._buffer + len(data)
+        self.queues[0].request([(self._buffer, len(data), False),
+                                (status, 4, True)])
+        if self.machine.number(status, 'b'):
+            raise DriverError(f'request {data.hex()} failed')
+
+    def attach(self, slot: int, size: int) -> None:
+        """A device sees nothing but boot memory, where that is."""
+        self._request(struct.pack('<B3xIII4x', self.ATTACH, self.DOMAIN,
+                                  slot << 3, 0))
+        self._request(struct.pack('<B3xIQQQI', self.MAP, self.DOMAIN, 0,
+                                  size - 1, 0, self.READ | self.WRITE))
+
+
+class Translated(VirtioMem):
+    """A virtio-mem device behind an IOMMU."""
+    FEATURES = VirtioMem.FEATURES | 1 << 33
+
+
+class TestTranslated(Moving.Base):
+    """The ring of the device itself can be behind an IOMMU."""
+    SLOT = 7
+    # What is not attached, or not yet, sees nothing.
+    IOMMU = ('-device', f'virtio-iommu-pci,addr={SLOT},boot-bypass=off')
+
+    def driver(self) -> VirtioMem:
+        IOMMU(self.source, self.SLOT).attach(DEVICE_SLOT, self.source.RAM)
+        return Translated(self.source, DEVICE_SLOT)
+
+    def test_ring(self) -> None:
+        """The IOMMU knows where it is when the device is loaded."""
+        for multiple, early in product(MEMSLOTS, ('on', 'off')):
+            with self.subTest(multiple=multiple, early=early):
+                both = {'x-early-migration': early, 'iommu_platform': 'on'}
+                self.launch_source(multiple, *self.IOMMU, **both)
+                target = self.launch_target('target', multiple, *self.IOMMU,
+                                            **both)
+                self.start(target)
+                self.finish(target)
+                self.verify(target)
+                target.adopt(self.source)
+                self.memory.machine = target
+                self.assertEqual(self.memory.plug(BLOCK, BLOCK), Answer.ACK)
 
 
 if __name__ == '__main__':
