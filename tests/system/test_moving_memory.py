@@ -330,5 +330,55 @@ class TestTranslated(Moving.Base):
                 self.assertEqual(self.memory.plug(BLOCK, BLOCK), Answer.ACK)
 
 
+class Balloon(VirtioDevice):
+    """A virtio-balloon device that tells which pages are free."""
+    HINTS = 1 << 3
+    QUEUE = 3
+    # From here on, numbers are those of a migration.
+    MIN_COMMAND = 1 << 31
+
+    def __init__(self, machine: Machine, slot: int) -> None:
+        super().__init__(machine, slot, self.QUEUE + 1, self.HINTS)
+        self._buffer = machine.allocate(PAGE)
+
+    def command(self) -> int:
+        """The number that QEMU asks by."""
+        return self.config(8, 'l')
+
+    def answer(self, command: int) -> None:
+        """Begin to tell."""
+        self.machine.set_number(self._buffer, 'l', command)
+        self.queues[self.QUEUE].request([(self._buffer, 4, False)])
+
+    def tell(self, address: int, size: int) -> None:
+        """The guest has no use for what this memory holds."""
+        self.queues[self.QUEUE].request([(address, size, True)])
+
+
+class TestHints(Moving.Base):
+    """The guest tells which memory is free, some of which stays where it is."""
+    SLOT = 6
+    BALLOON = ('-object', 'iothread,id=io', '-device', 'virtio-balloon-pci,'
+               f'free-page-hint=on,iothread=io,addr={SLOT}')
+
+    def test_shared(self) -> None:
+        """What is not sent anyway may be free."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.launch_source(multiple, *self.BALLOON)
+                balloon = Balloon(self.source, self.SLOT)
+                target = self.launch_target('source', multiple, *self.BALLOON)
+                self.start(target, 'x-ignore-shared')
+                wait_soon('QEMU asks', lambda: balloon.command()
+                          >= balloon.MIN_COMMAND or None)
+                balloon.answer(balloon.command())
+                for address in (self.memory.start + PAGE,
+                                self.source.allocate(PAGE),
+                                self.memory.start + SIZE - BLOCK + PAGE):
+                    balloon.tell(address, PAGE)
+                self.finish(target)
+                self.verify(target)
+
+
 if __name__ == '__main__':
     unittest.main()
