@@ -135,12 +135,43 @@ static void test_unplug(const TestCase *test)
     vm_stop(vm);
 }
 
+/* The guest ejects a device with memory plugged; nobody has asked it to. */
+static void test_eject(const TestCase *test)
+{
+    TestVM *vm;
+    unsigned int i;
+
+    if (!can_see_memory()) {
+        return;
+    }
+    vm = vm_start_with(test, &test->config, 1, TESTDEV);
+    for (i = 0; i < 3; i++) {
+        const Blocks blocks = plug_blocks(vm);
+        const HostMemory mem = find_host_memory(vm, 0, blocks.addr);
+
+        check_allocated(&mem, 1, blocks.count * blocks.block_size);
+        eject(vm);
+        check_nothing_left(vm);
+        check_allocated(&mem, 0, 0);
+        plug_device(vm, test);
+    }
+    vm_stop(vm);
+}
+
 /* The guest takes its time to answer, but gets no memory meanwhile. */
 static void check_pending(TestVM *vm)
 {
     const Model *model = vm_model(vm, 0);
+    QDict *rsp;
 
     request_bad_size(vm, 0, model->region_size);
+    /* What users are not meant to know: the part that is no PCI device */
+    rsp = qtest_qmp_assert_failure_ref(vm->qts, "{ 'execute': 'qom-set',"
+        " 'arguments': { 'path': '/machine/peripheral/vm0/virtio-backend',"
+        " 'property': 'requested-size', 'value': %" PRIu64 " } }",
+        model->region_size);
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "desc"), "process of unplug"));
+    qobject_unref(rsp);
     assert_error(plug_at(vm, 0, model->addr, 1));
     assert_ack(unplug_all(vm, 0));
     qvirtio_mem_start(vm_mem(vm, 0));
@@ -249,6 +280,7 @@ static const NamedConfig multiple_configs[] = {
 
 static const TestGroup groups[] = {
     { "unplug", test_unplug, basic_configs, .needs_pc = true },
+    { "eject", test_eject, basic_configs, .needs_pc = true },
     { "unplug-late", test_unplug_late, inaccessible_configs,
       .needs_pc = true },
     { "unplug-by-reset", test_unplug_by_reset, inaccessible_configs,
