@@ -33,14 +33,16 @@ EJECT = 8
 class Base:
     """Hidden from the loader of tests."""
 
-    class Tests(unittest.TestCase):
-        """What is tested with each kind of memory and of disk."""
-        backend = 'memory-backend-memfd'
-        multiple = True
+    class Rig(unittest.TestCase):
+        """A machine with a disk that can be slow."""
+        machine_type = 'pc'
+        # Of the files that are watched
+        size = SIZE
         disk_properties = ''
 
         def setUp(self) -> None:
-            self.machine = Machine(environment.qemu_system(), 'tcg', 16 * GIB)
+            self.machine = Machine(environment.qemu_system(), 'tcg', 16 * GIB,
+                                   self.machine_type)
             self.addCleanup(self.machine.shutdown)
             self.slow = Disk(self, self.machine.directory)
             self.machine.add_args(
@@ -60,15 +62,48 @@ class Base:
             return len(os.listdir(f'/proc/{self.machine.get_pid()}/fd'))
 
         def files(self) -> Dict[int, int]:
-            """Files with memory for the device; what is spent on each."""
+            """Files with the memory that is watched; what each has of it."""
             found = {}
             directory = f'/proc/{self.machine.get_pid()}/fd'
             for name in os.listdir(directory):
                 with contextlib.suppress(FileNotFoundError):
                     status = os.stat(f'{directory}/{name}')
-                    if status.st_size == SIZE:
+                    if status.st_size == self.size:
                         found[status.st_ino] = status.st_blocks * 512
             return found
+
+        def begin(self, kind: int, address: int) -> None:
+            """Start I/O that does not end before finish()."""
+            self.slow.hold()
+            self.disk.post(kind, 0, address, PAGE)
+            self.slow.wait_held(1)
+
+        def finish(self) -> None:
+            """End it."""
+            self.slow.release()
+            self.disk.wait()
+
+        def wait_closed(self, left: int = 0) -> None:
+            """So many of these files are left in the end."""
+            wait_until(f'{left} files are left', lambda: len(
+                self.files()) == left or None)
+
+        def drain(self) -> None:
+            """
+            Nobody but the I/O uses the memory any more: when a device cannot
+            be plugged, QEMU waits until RCU has freed what there is to free.
+            """
+            # What is freed may be the last to use something else.
+            for _ in range(3):
+                with self.assertRaisesRegex(ExecuteError, 'memdev'):
+                    self.machine.cmd('device_add', driver='virtio-mem-pci')
+
+    class Tests(Rig):
+        """What is tested with each kind of memory and of disk."""
+        backend = 'memory-backend-memfd'
+        multiple = True
+        # From add() on
+        memory: VirtioMem
 
         def add_backend(self) -> None:
             """Memory for the device."""
@@ -92,17 +127,6 @@ class Base:
             self.assertEqual(self.machine.number(self.memory.start, 'q'), 0)
             self.machine.set_number(self.memory.start, 'q', VALUE)
 
-        def begin(self, kind: int, address: int) -> None:
-            """Start I/O that does not end before finish()."""
-            self.slow.hold()
-            self.disk.post(kind, 0, address, PAGE)
-            self.slow.wait_held(1)
-
-        def finish(self) -> None:
-            """End it."""
-            self.slow.release()
-            self.disk.wait()
-
         def remove(self, asked: bool) -> None:
             """Have the device go, and delete its backend."""
             if asked:
@@ -112,21 +136,6 @@ class Base:
             self.machine.eject(DEVICE_SLOT)
             wait_deleted(self.machine, NAME)
             self.machine.cmd('object-del', id=BACKEND)
-
-        def wait_closed(self, left: int = 0) -> None:
-            """So many files with memory for the device are left in the end."""
-            wait_until(f'{left} files are left', lambda: len(
-                self.files()) == left or None)
-
-        def drain(self) -> None:
-            """
-            Nobody but the I/O uses the memory any more: when a device cannot
-            be plugged, QEMU waits until RCU has freed what there is to free.
-            """
-            # What is freed may be the last to use something else.
-            for _ in range(3):
-                with self.assertRaisesRegex(ExecuteError, 'memdev'):
-                    self.machine.cmd('device_add', driver='virtio-mem-pci')
 
         def check(self, kind: int, asked: bool) -> None:
             """I/O ends after its memory has gone."""
@@ -237,6 +246,58 @@ class TestShm(Base.Tests):
 class TestRam(Base.Tests):
     """RAM that is shared: a file, too."""
     backend = 'memory-backend-ram'
+
+
+class TestDeviceRam(Base.Rig):
+    """With aux-ram-share=on, RAM of devices has files by its name, too."""
+    machine_type = 'pc,aux-ram-share=on'
+    size = 4 * MIB
+    ADDRESS = 0xe8000000
+    ROM_BAR, ENABLE = 0x30, 1
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.rom = self.machine.directory / 'rom'
+        self.rom.write_bytes(b'r' * self.size)
+
+    def add(self, name: str) -> None:
+        """Plug a device that has a ROM, and map it."""
+        self.machine.cmd('device_add', driver='virtio-rng-pci', id=name,
+                         addr=f'{DEVICE_SLOT:#x}', romfile=str(self.rom))
+        self.machine.pci_write(DEVICE_SLOT, self.ROM_BAR,
+                               self.ADDRESS | self.ENABLE)
+        self.machine.pci_write(DEVICE_SLOT, 4, 6)
+        self.assertEqual(self.machine.read(self.ADDRESS, 1), b'r')
+
+    def test_slot_in_flight(self) -> None:
+        """A device comes to the slot of one whose ROM is still used."""
+        self.add('first')
+        self.begin(VirtioBlk.OUT, self.ADDRESS)
+        self.machine.eject(DEVICE_SLOT)
+        self.drain()
+        self.assertEqual(len(self.files()), 1)
+        self.add('second')
+        self.assertEqual(len(self.files()), 2)
+        self.finish()
+        wait_deleted(self.machine, 'first')
+        self.wait_closed(1)
+        self.machine.eject(DEVICE_SLOT)
+        wait_deleted(self.machine, 'second')
+        self.wait_closed()
+        self.assertEqual(self.descriptors(), self.before)
+
+
+class TestFailed(Base.Rig):
+    """Memory that there cannot be leaves no file."""
+
+    def test_too_large(self) -> None:
+        """More than there are addresses for."""
+        for kind in 'memfd', 'shm', 'ram':
+            with self.assertRaisesRegex(ExecuteError, 'Cannot allocate'):
+                self.machine.cmd('object-add', id=BACKEND, share=True,
+                                 qom_type=f'memory-backend-{kind}',
+                                 size=1 << 48)
+            self.assertEqual(self.descriptors(), self.before, kind)
 
 
 if __name__ == '__main__':
