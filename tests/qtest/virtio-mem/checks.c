@@ -414,6 +414,29 @@ unsigned int vm_check(TestVM *vm)
     return nb_flatviews;
 }
 
+void check_all_unmapped(TestVM *vm)
+{
+    g_auto(Changes) shown = { };
+    const GArray *was_mapped = vm->devices[0].was_mapped;
+    int mapped = 0;
+    unsigned int i;
+
+    for (i = 0; i < was_mapped->len; i++) {
+        mapped += g_array_index(was_mapped, bool, i);
+    }
+    read_changes(vm, &shown);
+    for (i = 0; i < shown.lines->len; i++) {
+        const char *line = g_ptr_array_index(shown.lines, i);
+
+        mapped += g_str_has_prefix(line, "map ");
+        mapped -= g_str_has_prefix(line, "unmap ");
+    }
+    /* A device that is one memslot never unmaps it. */
+    if (vm->traced && was_mapped->len > 1) {
+        g_assert_cmpint(mapped, ==, 0);
+    }
+}
+
 void vm_skip_changes(TestVM *vm)
 {
     g_auto(Changes) changes = { };

@@ -23,6 +23,9 @@ void check_regions(TestVM *vm);
 /* Forget about the changes so far, but for the address spaces of KVM. */
 void vm_skip_changes(TestVM *vm);
 
+/* The first device goes, and has unmapped all of its memslots. */
+void check_all_unmapped(TestVM *vm);
+
 /* The first event that tells of a refused request of the i-th device */
 void assert_refused_event(TestVM *vm, unsigned int i, const char *refuser);
 
