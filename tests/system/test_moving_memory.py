@@ -380,5 +380,69 @@ class TestHints(Moving.Base):
                 self.verify(target)
 
 
+class TestEjected(Moving.Base):
+    """
+    A guest that was asked to give a memory device back does so when a
+    migration has begun.
+    """
+    DIMM, DIMM_MEMORY, DIMM_SIZE = 'dimm0', 'dimm0-backend', 128 * MIB
+    DIMMS = ('-object', f'memory-backend-ram,id={DIMM_MEMORY},'
+             f'size={DIMM_SIZE},reserve=off',
+             '-device', f'pc-dimm,id={DIMM},memdev={DIMM_MEMORY},addr={12 * GIB}')
+    # Of the memory hotplug controller of machine pc: selector, control
+    ACPI_SELECT, ACPI_CONTROL, ACPI_EJECT = 0xa00, 0xa14, 8
+
+    def eject_dimm(self) -> None:
+        """What the guest's ACPI code does about device_del."""
+        self.source.qtest(f'outl {self.ACPI_SELECT} 0')
+        self.source.qtest(f'outb {self.ACPI_CONTROL} {self.ACPI_EJECT}')
+
+    def start_unplug(self, name: str) -> Side:
+        """Ask the guest for a device, then migrate; returns where to."""
+        self.source.cmd('device_del', id=name)
+        target = self.launch_target('target', 'off', *self.DIMMS)
+        self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+        target.cmd('migrate-incoming', uri=target.uri)
+        self.source.cmd('migrate', uri=target.uri)
+        self.source.wait_status('active')
+        return target
+
+    def assert_cancelled(self, target: Side, name: str, memory: str) -> None:
+        """It is gone, and it was said why the migration is, too."""
+        self.source.wait_status('cancelled')
+        self.assertRegex(self.source.migration()['error-desc'],
+                         f"RAM block '.*{memory}' removed during migration")
+        wait_soon('the target ends', lambda: not target.is_running() or None)
+        self.assertNotIn(name, [
+            device['data'].get('id')
+            for device in self.source.cmd('query-memory-devices')])
+        self.source.cmd('object-del', id=memory)
+
+    def test_dimm(self) -> None:
+        """A DIMM; the VM migrates without it then."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.launch_source(multiple, *self.DIMMS)
+                target = self.start_unplug(self.DIMM)
+                self.eject_dimm()
+                self.assert_cancelled(target, self.DIMM, self.DIMM_MEMORY)
+                self.verify(self.source)
+                target = self.launch_target('again', multiple)
+                self.start(target)
+                self.finish(target)
+                self.verify(target)
+
+    def test_device(self) -> None:
+        """A virtio-mem device, of which nothing is plugged any more."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.launch_source(multiple, *self.DIMMS)
+                self.assertEqual(self.memory.unplug_all(), Answer.ACK)
+                self.source.request(DEVICE, 0)
+                target = self.start_unplug(DEVICE)
+                self.source.eject(DEVICE_SLOT)
+                self.assert_cancelled(target, DEVICE, MEMORY)
+
+
 if __name__ == '__main__':
     unittest.main()
