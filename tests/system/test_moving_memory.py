@@ -10,7 +10,9 @@ import tempfile
 import unittest
 from itertools import product
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
+
+from qemu.qmp import ExecuteError
 
 import environment
 from drivers import (Answer, DriverError, Machine, VirtioBlk, VirtioDevice,
@@ -32,11 +34,13 @@ MEMSLOTS = ('off', 'on')
 
 class Side(TracedMachine):
     """A machine that migrates, or that another one migrates to."""
+    MACHINE = 'pc'
 
     def __init__(self, multiple: str, file: Path,
                  before: Sequence[str] = (), **properties: str) -> None:
         """What is added before the device comes before it in the stream."""
-        super().__init__(environment.qemu_system(), maxmem=MAXMEM)
+        super().__init__(environment.qemu_system(), maxmem=MAXMEM,
+                         machine=self.MACHINE)
         self.is_early = properties.get('x-early-migration') != 'off'
         device: Dict[str, Any] = {
             'id': DEVICE, 'memdev': MEMORY, 'addr': DEVICE_SLOT,
@@ -90,6 +94,51 @@ class Side(TracedMachine):
         wait_soon('it is reset', done)
 
 
+class PortSide(Side):
+    """With the device behind a PCIe port, and nothing requested of it."""
+    MACHINE = 'q35'
+    SLOT = 8
+    # ACPI would take it over.
+    PORT = ('-device', f'pcie-root-port,id=port0,slot=1,addr={SLOT}',
+            '-global', 'ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off')
+    ADDRESS = '0'
+    CAPABILITY = 0x10
+    # Slot control: the power controller's bit, and its indicator to be off
+    CONTROL, POWER_OFF = 24, 0x700
+
+    def __init__(self, multiple: str, file: Path) -> None:
+        super().__init__(multiple, file, self.PORT, **{
+            'bus': 'port0', 'addr': self.ADDRESS, 'requested-size': '0'})
+
+    def switch_off(self) -> None:
+        """What the guest does about device_del."""
+        place = self.pci_read(self.SLOT, 0x34) & 0xff
+        while self.pci_read(self.SLOT, place) & 0xff != self.CAPABILITY:
+            place = self.pci_read(self.SLOT, place) >> 8 & 0xff
+        place += self.CONTROL
+        self.pci_write(self.SLOT, place, self.POWER_OFF | self.pci_read(
+            self.SLOT, place) & 0xffff)
+
+
+class BridgeSide(PortSide):
+    """The same behind a PCI bridge with a hotplug controller (SHPC)."""
+    MACHINE = 'pc'
+    PORT = ('-device', f'pci-bridge,id=port0,chassis_nr=1,shpc=on,addr='
+            f'{PortSide.SLOT}', '-global',
+            'PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off')
+    ADDRESS = '1'
+    # The register for commands; slot, and its indicators and power off
+    COMMAND, OFF = 0x14, 0x13f
+
+    def switch_off(self) -> None:
+        base = self.allocate_bar()
+        self.pci_write(self.SLOT, 0x10, base)
+        self.pci_write(self.SLOT, 0x14, 0)
+        # Memory space
+        self.pci_write(self.SLOT, 4, 2)
+        self.set_number(base + self.COMMAND, 'w', self.OFF)
+
+
 class Moving:
     """What tests of migration have in common."""
 
@@ -106,12 +155,16 @@ class Moving:
             self.addCleanup(side.shutdown)
             return side
 
-        def launch_source(self, multiple: str, *before: str,
-                          **properties: str) -> None:
-            """A machine with memory plugged, and something in it."""
+        def make_directory(self) -> None:
+            """Where files with memory are."""
             self.directory = Path(self.enterContext(
                 tempfile.TemporaryDirectory(prefix='virtio-mem-',
                                             dir='/dev/shm')))
+
+        def launch_source(self, multiple: str, *before: str,
+                          **properties: str) -> None:
+            """A machine with memory plugged, and something in it."""
+            self.make_directory()
             self.source = self.side('source', multiple, *before, **properties)
             self.source.launch()
             self.memory = self.driver()
@@ -139,7 +192,8 @@ class Moving:
             target.launch()
             return target
 
-        def start(self, target: Side, *capabilities: str) -> None:
+        def start(self, target: Side, *capabilities: str,
+                  plugged: int = len(PLACES) * BLOCK) -> None:
             """Migrate, slowly, until the target knows what is plugged."""
             for side in (self.source, target):
                 side.set_capabilities(*capabilities)
@@ -150,8 +204,7 @@ class Moving:
             self.source.wait_status('active')
             if target.is_early:
                 wait_soon('the early state has arrived', lambda:
-                          target.plugged(DEVICE) == len(PLACES) * BLOCK
-                          or None)
+                          target.plugged(DEVICE) == plugged or None)
 
         def finish(self, target: Side, *capabilities: str) -> None:
             """Have it end; in postcopy, all is asked for before it comes."""
@@ -356,7 +409,7 @@ class Balloon(VirtioDevice):
 
 
 class TestHints(Moving.Base):
-    """The guest tells which memory is free, some of which stays where it is."""
+    """The guest tells which memory is free; some stays where it is."""
     SLOT = 6
     BALLOON = ('-object', 'iothread,id=io', '-device', 'virtio-balloon-pci,'
                f'free-page-hint=on,iothread=io,addr={SLOT}')
@@ -388,14 +441,15 @@ class TestEjected(Moving.Base):
     DIMM, DIMM_MEMORY, DIMM_SIZE = 'dimm0', 'dimm0-backend', 128 * MIB
     DIMMS = ('-object', f'memory-backend-ram,id={DIMM_MEMORY},'
              f'size={DIMM_SIZE},reserve=off',
-             '-device', f'pc-dimm,id={DIMM},memdev={DIMM_MEMORY},addr={12 * GIB}')
+             '-device',
+             f'pc-dimm,id={DIMM},memdev={DIMM_MEMORY},addr={12 * GIB}')
     # Of the memory hotplug controller of machine pc: selector, control
     ACPI_SELECT, ACPI_CONTROL, ACPI_EJECT = 0xa00, 0xa14, 8
 
-    def eject_dimm(self) -> None:
+    def eject_dimm(self, side: Side) -> None:
         """What the guest's ACPI code does about device_del."""
-        self.source.qtest(f'outl {self.ACPI_SELECT} 0')
-        self.source.qtest(f'outb {self.ACPI_CONTROL} {self.ACPI_EJECT}')
+        side.qtest(f'outl {self.ACPI_SELECT} 0')
+        side.qtest(f'outb {self.ACPI_CONTROL} {self.ACPI_EJECT}')
 
     def start_unplug(self, name: str) -> Side:
         """Ask the guest for a device, then migrate; returns where to."""
@@ -407,16 +461,20 @@ class TestEjected(Moving.Base):
         self.source.wait_status('active')
         return target
 
+    def assert_gone(self, side: Side, name: str, memory: str) -> None:
+        """Nothing is left of a device."""
+        self.assertNotIn(name, [
+            device['data'].get('id')
+            for device in side.cmd('query-memory-devices')])
+        side.cmd('object-del', id=memory)
+
     def assert_cancelled(self, target: Side, name: str, memory: str) -> None:
         """It is gone, and it was said why the migration is, too."""
         self.source.wait_status('cancelled')
         self.assertRegex(self.source.migration()['error-desc'],
                          f"RAM block '.*{memory}' removed during migration")
         wait_soon('the target ends', lambda: not target.is_running() or None)
-        self.assertNotIn(name, [
-            device['data'].get('id')
-            for device in self.source.cmd('query-memory-devices')])
-        self.source.cmd('object-del', id=memory)
+        self.assert_gone(self.source, name, memory)
 
     def test_dimm(self) -> None:
         """A DIMM; the VM migrates without it then."""
@@ -424,7 +482,7 @@ class TestEjected(Moving.Base):
             with self.subTest(multiple=multiple):
                 self.launch_source(multiple, *self.DIMMS)
                 target = self.start_unplug(self.DIMM)
-                self.eject_dimm()
+                self.eject_dimm(self.source)
                 self.assert_cancelled(target, self.DIMM, self.DIMM_MEMORY)
                 self.verify(self.source)
                 target = self.launch_target('again', multiple)
@@ -442,6 +500,68 @@ class TestEjected(Moving.Base):
                 target = self.start_unplug(DEVICE)
                 self.source.eject(DEVICE_SLOT)
                 self.assert_cancelled(target, DEVICE, MEMORY)
+
+    def test_postcopy(self) -> None:
+        """Nothing can go before it has come."""
+        for multiple in MEMSLOTS:
+            with self.subTest(multiple=multiple):
+                self.launch_source(multiple, *self.DIMMS)
+                self.source.cmd('device_del', id=self.DIMM)
+                target = self.launch_target('target', multiple, *self.DIMMS)
+                self.start(target, 'postcopy-ram')
+                self.source.cmd('migrate-start-postcopy')
+                target.wait_runs()
+                self.assert_stays(target, self.DIMM,
+                                  lambda: self.eject_dimm(target))
+                self.assert_stays(target, DEVICE,
+                                  lambda: target.eject(DEVICE_SLOT))
+                self.finish(target)
+                self.verify(target)
+                target.cmd('device_del', id=self.DIMM)
+                self.eject_dimm(target)
+                self.assert_gone(target, self.DIMM, self.DIMM_MEMORY)
+                target.adopt(self.source)
+                self.memory.machine = target
+                self.assertEqual(self.memory.unplug_all(), Answer.ACK)
+                target.request(DEVICE, 0)
+                target.cmd('device_del', id=DEVICE)
+                target.eject(DEVICE_SLOT)
+                self.assert_gone(target, DEVICE, MEMORY)
+
+    def test_port(self) -> None:
+        """The same by a port or a slot that the guest switches off."""
+        for multiple, kind in product(MEMSLOTS, (PortSide, BridgeSide)):
+            with self.subTest(multiple=multiple, kind=kind.__name__):
+                self.make_directory()
+                self.source = kind(multiple, self.directory / 'source')
+                self.addCleanup(self.source.shutdown)
+                self.source.launch()
+                self.source.cmd('device_del', id=DEVICE)
+                target = kind(multiple, self.directory / 'target')
+                self.addCleanup(target.shutdown)
+                target.add_args('-incoming', 'defer')
+                target.launch()
+                self.start(target, 'postcopy-ram', plugged=0)
+                self.source.cmd('migrate-start-postcopy')
+                target.wait_runs()
+                self.assert_stays(target, DEVICE, target.switch_off)
+                self.finish(target)
+                # The guest need not be asked again.
+                target.cmd('device_del', id=DEVICE)
+                self.assert_gone(target, DEVICE, MEMORY)
+
+    def assert_stays(self, side: Side, name: str,
+                     eject: Callable[[], None]) -> None:
+        """The guest cannot eject it now, nor can it be asked to."""
+        with self.assertRaisesRegex(ExecuteError, 'while migrating'):
+            side.cmd('device_del', id=name)
+        side.get_qmp_events()
+        eject()
+        side.cmd('query-status')
+        self.assertIn(('DEVICE_UNPLUG_GUEST_ERROR', name), [
+            (event['event'], event['data'].get('device'))
+            for event in side.get_qmp_events() if 'data' in event])
+        side.memory_device(name)
 
 
 if __name__ == '__main__':
