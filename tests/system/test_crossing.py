@@ -11,7 +11,7 @@ import struct
 import subprocess
 import unittest
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 from qemu.qmp import ExecuteError
 
@@ -27,7 +27,7 @@ SIZE = 4 * GIB
 BLOCK = 2 * MIB
 # In two memslots
 PLUGGED = (0, GIB)
-# Of a migration: nothing worth mentioning, or all
+# Bytes per second: what is plugged would take minutes, or next to nothing
 SLOW, FAST = 4096, 1 << 40
 
 
@@ -62,19 +62,15 @@ class Base:
                 'block-size': BLOCK, 'unplugged-inaccessible': 'on',
                 'multiple-memslots': self.multiple})
             self.memory = VirtioMem(self.machine, SLOT)
-            for address in self.plug():
-                self.machine.write(address, self.pattern(address))
-
-        def plug(self) -> List[int]:
-            """Plug memory, return where it is."""
             for offset in PLUGGED:
                 self.assertEqual(self.memory.plug(offset, BLOCK), Answer.ACK)
-            return [self.memory.start + offset for offset in PLUGGED]
+                address = self.memory.start + offset
+                self.machine.write(address, self.pattern(address, BLOCK))
 
         @staticmethod
-        def pattern(address: int) -> bytes:
-            """What is written there, a page."""
-            return struct.pack('<Q', address) * (PAGE // 8)
+        def pattern(address: int, size: int = PAGE) -> bytes:
+            """What is written there."""
+            return struct.pack('<Q', address) * (size // 8)
 
         def request_removal(self) -> None:
             """Have the device wait for the guest to eject it."""
@@ -105,10 +101,15 @@ class Base:
             assert len(errors) == 1
             return errors[0]
 
+        def set_bandwidth(self, bandwidth: int) -> None:
+            """How quickly a migration goes on, and can be over."""
+            self.machine.cmd('migrate-set-parameters',
+                             max_bandwidth=bandwidth,
+                             avail_switchover_bandwidth=bandwidth)
+
         def migrate(self, bandwidth: int) -> None:
             """Start a migration to nowhere."""
-            self.machine.cmd('migrate-set-parameters',
-                             max_bandwidth=bandwidth)
+            self.set_bandwidth(bandwidth)
             self.machine.cmd('migrate', uri='exec:cat > /dev/null')
 
         # Tests
@@ -124,7 +125,7 @@ class Base:
             self.assertIn("There's a migration process in progress",
                           self.machine.hmp('loadvm before'))
             self.assertEqual(self.status(), 'running')
-            self.machine.cmd('migrate-set-parameters', max_bandwidth=FAST)
+            self.set_bandwidth(FAST)
             self.machine.wait_migration('completed')
             # Over is over.
             self.machine.cmd('cont')
@@ -188,20 +189,20 @@ class Base:
                                  else 'restore-vm')
                 self.machine.cmd('cont')
 
-        def test_realize_again(self) -> None:
-            """What was unrealized stays so; nobody has to do that."""
+        def test_unrealize(self) -> None:
+            """A device is unplugged, or stays."""
+            self.add()
             for part in '/virtio-backend', '':
-                self.add()
-                path = f'/machine/peripheral/{NAME}{part}'
-                self.machine.cmd('qom-set', path=path, property='realized',
-                                 value=False)
-                with self.assertRaisesRegex(ExecuteError, 'realized again'):
-                    self.machine.cmd('qom-set', path=path,
-                                     property='realized', value=True)
-                self.machine.cmd('system_reset')
-                self.machine.eject(SLOT)
-                self.assertEqual(self.machine.cmd('query-memory-devices'), [])
-                self.machine.cmd('object-del', id=BACKEND)
+                with self.assertRaisesRegex(ExecuteError, 'only unplugged'):
+                    self.machine.cmd('qom-set', property='realized',
+                                     path=f'/machine/peripheral/{NAME}{part}',
+                                     value=False)
+            self.machine.cmd('system_reset')
+            wait_until('the machine is reset', lambda: self.machine.plugged(
+                NAME) == 0 or None)
+            self.machine.eject(SLOT)
+            wait_deleted(self.machine, NAME)
+            self.machine.cmd('object-del', id=BACKEND)
 
 
 class TestMultiple(Base.Tests):
