@@ -96,8 +96,8 @@ class ExpressAcpi(Port):
     EJECT, SELECT = 0xcc8, 0xcd0
 
     def eject(self) -> None:
-        bus = self.machine.cmd('qom-get', path='/machine/peripheral/bridge/bridge',
-                               property='acpi-pcihp-bsel')
+        bus = self.machine.cmd('qom-get', property='acpi-pcihp-bsel',
+                               path='/machine/peripheral/bridge/bridge')
         self.machine.qtest(f'outl {self.SELECT} {bus}')
         self.machine.qtest(f'outl {self.EJECT} {1 << self.ADDR}')
 
