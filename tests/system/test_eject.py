@@ -125,7 +125,8 @@ class Shpc(Port):
     ADDR = 1
     ARGUMENTS = ('-device', f'pci-bridge,id=bridge,addr={PORT_SLOT},'
                             'chassis_nr=1,shpc=on',
-                 '-global', 'PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off')
+                 '-global',
+                 'PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off')
     COMMAND = 0x14
     # Slot enabled and power indicator on, or disabled and off
     ON, OFF = 0x06, 0x0f

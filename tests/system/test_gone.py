@@ -1,6 +1,6 @@
 """
-Memory goes that is still used: by I/O that ends later, which must be no trouble
-to anybody, and when other memory has come in its place and under its name.
+Memory goes that is still used, by I/O that ends later: that must be no harm,
+even if other memory has come in its place and under its name.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
