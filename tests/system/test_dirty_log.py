@@ -88,7 +88,8 @@ class TestDisplay(unittest.TestCase):
                                  [shade, shade, 0])
 
         draw_all(1)
-        self.machine.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+        self.machine.cmd('migrate-set-parameters', max_bandwidth=SLOW,
+                         avail_switchover_bandwidth=SLOW)
         self.machine.cmd(
             'migrate', uri=f'exec:cat >{self.machine.directory}/migration')
         self.machine.wait_migration('active')

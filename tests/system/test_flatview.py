@@ -92,7 +92,8 @@ class TestFlatView(unittest.TestCase):
         self.machine.launch()
         memory = VirtioMem(self.machine, DEVICE_SLOT)
         self.assertEqual(memory.plug(0, memory.block), Answer.ACK)
-        self.machine.cmd('migrate-set-parameters', max_bandwidth=4096)
+        self.machine.cmd('migrate-set-parameters', max_bandwidth=4096,
+                         avail_switchover_bandwidth=4096)
         self.machine.cmd(
             'migrate', uri=f'exec:cat >{self.machine.directory}/migration')
         self.machine.wait_migration('active')

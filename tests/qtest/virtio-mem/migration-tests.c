@@ -18,7 +18,9 @@ static void start_slow_migration(TestVM *vm)
     /* Too slow to be over before we are; anything below 10 means no limit. */
     qtest_qmp_assert_success(vm->qts,
                              "{ 'execute': 'migrate-set-parameters',"
-                             " 'arguments': { 'max-bandwidth': 1000 } }");
+                             " 'arguments': { 'max-bandwidth': 1000,"
+                             " 'avail-switchover-bandwidth': 1000,"
+                             " 'downtime-limit': 1 } }");
     qtest_qmp_assert_success(vm->qts,
                              "{ 'execute': 'migrate',"
                              " 'arguments': { 'uri': 'exec:cat >/dev/null' } }");
