@@ -198,6 +198,7 @@ class Moving:
             for side in (self.source, target):
                 side.set_capabilities(*capabilities)
             self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW,
+                            avail_switchover_bandwidth=SLOW,
                             max_postcopy_bandwidth=SLOW)
             target.cmd('migrate-incoming', uri=target.uri)
             self.source.cmd('migrate', uri=target.uri)
@@ -212,6 +213,7 @@ class Moving:
                 self.source.cmd('migrate-start-postcopy')
                 target.wait_runs()
             self.source.cmd('migrate-set-parameters', max_bandwidth=FAST,
+                            avail_switchover_bandwidth=FAST,
                             max_postcopy_bandwidth=FAST)
             for side in (self.source, target):
                 side.wait_status('completed')
@@ -455,7 +457,8 @@ class TestEjected(Moving.Base):
         """Ask the guest for a device, then migrate; returns where to."""
         self.source.cmd('device_del', id=name)
         target = self.launch_target('target', 'off', *self.DIMMS)
-        self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW)
+        self.source.cmd('migrate-set-parameters', max_bandwidth=SLOW,
+                         avail_switchover_bandwidth=SLOW)
         target.cmd('migrate-incoming', uri=target.uri)
         self.source.cmd('migrate', uri=target.uri)
         self.source.wait_status('active')
