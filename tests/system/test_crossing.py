@@ -193,7 +193,8 @@ class Base:
             """A device is unplugged, or stays."""
             self.add()
             for part in '/virtio-backend', '':
-                with self.assertRaisesRegex(ExecuteError, 'only unplugged'):
+                with self.assertRaisesRegex(
+                        ExecuteError, 'cannot be unrealized, only unplugged'):
                     self.machine.cmd('qom-set', property='realized',
                                      path=f'/machine/peripheral/{NAME}{part}',
                                      value=False)
