@@ -194,7 +194,8 @@ class Base:
             self.add()
             for part in '/virtio-backend', '':
                 with self.assertRaisesRegex(
-                        ExecuteError, 'cannot be unrealized, only unplugged'):
+                        ExecuteError,
+                        "' cannot be unrealized, only unplugged"):
                     self.machine.cmd('qom-set', property='realized',
                                      path=f'/machine/peripheral/{NAME}{part}',
                                      value=False)
