@@ -10,6 +10,12 @@
 
 #define PAGE (4 * KiB)
 
+/*
+ * When the first pages have left for certain: what counts as sent may still be
+ * in memory, where it can be written to, until as many as 64 parts go together.
+ */
+#define FIRST_PAGES_SENT (512 * KiB)
+
 static char *migration_status(TestVM *vm)
 {
     QDict *rsp = qmonitor_qmp(vm->mon, "{ 'execute': 'query-migrate' }");
@@ -164,11 +170,14 @@ static uint64_t measure_log(TestVM *vm, Backend **backends,
                             unsigned int nb_backends)
 {
     g_autofree unsigned int *counts = g_new(unsigned int, nb_backends);
+    g_autofree unsigned int *addrs = g_new(unsigned int, nb_backends);
     unsigned int i;
 
     for (i = 0; i < nb_backends; i++) {
         counts[i] = qvhost_user_backend_nr_messages(backends[i]->vu,
                                                     VHOST_USER_SET_LOG_BASE);
+        addrs[i] = qvhost_user_backend_nr_messages(backends[i]->vu,
+                                                   VHOST_USER_SET_VRING_ADDR);
     }
     start_migration(vm, "exec:cat > /dev/null", true);
     for (i = 0; i < nb_backends; i++) {
@@ -178,6 +187,9 @@ static uint64_t measure_log(TestVM *vm, Backend **backends,
     qmp_succeeds(vm, "{ 'execute': 'migrate_cancel' }");
     wait_migration(vm, "cancelled");
     for (i = 0; i < nb_backends; i++) {
+        /* The last message when logging starts, and when it stops */
+        qvhost_user_backend_wait(backends[i]->vu, VHOST_USER_SET_VRING_ADDR,
+                                 addrs[i] + 2);
         backend_forget(backends[i]);
     }
     vm_check(vm);
@@ -264,7 +276,7 @@ static void check_migration_log(const TestCase *test, const unsigned int *sizes,
     }
     target = migration_target(test, vm, uri);
     start_migration(vm, uri, true);
-    while (migration_sent(vm) < 32 * KiB) {
+    while (migration_sent(vm) < FIRST_PAGES_SENT) {
         g_usleep(1000);
     }
     for (i = 0; i < nb_backends; i++) {
@@ -334,7 +346,7 @@ static void test_migration_log_grows(const TestCase *test)
 
     target = migration_target(test, vm, uri);
     start_migration(vm, uri, true);
-    while (migration_sent(vm) < 32 * KiB) {
+    while (migration_sent(vm) < FIRST_PAGES_SENT) {
         g_usleep(1000);
     }
     log_size = log_size_of(backends, ARRAY_SIZE(backends));
