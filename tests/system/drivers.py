@@ -13,7 +13,7 @@ import itertools
 import struct
 import time
 from enum import IntEnum
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from qemu.machine.qtest import QEMUQtestProtocol
 
@@ -147,6 +147,17 @@ class Machine(VirtualMachine):
     def eject(self, slot: int) -> None:
         """What the guest's ACPI code does about device_del."""
         self.qtest(f'outl {ACPI_PCI_EJECT} {1 << slot}')
+
+
+def memory_device(name: str, backend: str, slot: int, size: int, block: int,
+                  multiple: bool) -> Dict[str, object]:
+    """
+    What -device and device_add need for a virtio-mem device in a slot, of
+    which the guest may plug all, in blocks of a size.
+    """
+    return {'driver': 'virtio-mem-pci', 'id': name, 'memdev': backend,
+            'addr': f'{slot:#x}', 'requested-size': size, 'block-size': block,
+            'unplugged-inaccessible': 'on', 'multiple-memslots': multiple}
 
 
 class Queue:

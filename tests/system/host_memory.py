@@ -31,6 +31,11 @@ def all_files(pid: int) -> Dict[int, Dict[int, int]]:
     return found
 
 
+def nr_descriptors(pid: int) -> int:
+    """How many files a process has open."""
+    return len(os.listdir(f'/proc/{pid}/fd'))
+
+
 def files(pid: int, size: int) -> Dict[int, int]:
     """Those that have a size, by inode."""
     return all_files(pid).get(size, {})

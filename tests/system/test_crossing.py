@@ -16,7 +16,7 @@ from typing import Optional
 from qemu.qmp import ExecuteError
 
 import environment
-from drivers import Answer, Machine, VirtioMem
+from drivers import Answer, Machine, VirtioMem, memory_device
 from dumps import PAGE, Elf
 from vhost_backends import wait_deleted
 from vm import GIB, MIB, wait_until
@@ -56,11 +56,8 @@ class Base:
             """Plug a device, and memory that is written to."""
             self.machine.cmd('object-add', qom_type='memory-backend-ram',
                              id=BACKEND, size=SIZE, reserve=False)
-            self.machine.cmd('device_add', **{
-                'driver': 'virtio-mem-pci', 'id': NAME, 'memdev': BACKEND,
-                'addr': f'{SLOT:#x}', 'requested-size': SIZE,
-                'block-size': BLOCK, 'unplugged-inaccessible': 'on',
-                'multiple-memslots': self.multiple})
+            self.machine.cmd('device_add', **memory_device(
+                NAME, BACKEND, SLOT, SIZE, BLOCK, self.multiple))
             self.memory = VirtioMem(self.machine, SLOT)
             for offset in PLUGGED:
                 self.assertEqual(self.memory.plug(offset, BLOCK), Answer.ACK)

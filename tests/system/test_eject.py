@@ -9,13 +9,12 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import json
-import os
 import unittest
-from typing import Dict, List, Tuple, Type
+from typing import List, Tuple, Type
 
 import environment
 import host_memory
-from drivers import Answer, Machine, VirtioMem
+from drivers import Answer, Machine, VirtioMem, memory_device
 from vhost_backends import wait_deleted
 from vm import GIB, MIB, wait_until
 
@@ -167,12 +166,10 @@ class Base:
             self.addCleanup(self.machine.shutdown)
             self.way = self.way_class(self.machine)
             self.machine.add_args(*self.way.ARGUMENTS)
-            self.device: Dict[str, object] = {
-                'driver': 'virtio-mem-pci', 'id': NAME, 'memdev': BACKEND,
-                'bus': self.way.BUS, 'addr': f'{self.way.ADDR:#x}',
-                'requested-size': SIZE, 'block-size': BLOCK,
-                'unplugged-inaccessible': 'on',
-                'multiple-memslots': self.multiple}
+            self.device = {
+                **memory_device(NAME, BACKEND, self.way.ADDR, SIZE, BLOCK,
+                                self.multiple),
+                'bus': self.way.BUS}
 
         def launch(self) -> None:
             """Start the machine, and what there is of firmware."""
@@ -196,7 +193,7 @@ class Base:
 
         def descriptors(self) -> int:
             """How many files QEMU has open."""
-            return len(os.listdir(f'/proc/{self.pid}/fd'))
+            return host_memory.nr_descriptors(self.pid)
 
         def spent(self) -> List[int]:
             """What is spent on each file with memory for the device."""

@@ -14,7 +14,8 @@ from typing import Dict, List
 from qemu.qmp import ExecuteError
 
 import environment
-from drivers import Answer, Machine, VirtioBlk, VirtioMem
+import host_memory
+from drivers import Answer, Machine, VirtioBlk, VirtioMem, memory_device
 from nbd_disk import Disk
 from vhost_backends import wait_deleted
 from vm import GIB, MIB, wait_until
@@ -59,7 +60,7 @@ class Base:
 
         def descriptors(self) -> int:
             """How many files QEMU has open."""
-            return len(os.listdir(f'/proc/{self.machine.get_pid()}/fd'))
+            return host_memory.nr_descriptors(self.machine.get_pid() or 0)
 
         def files(self) -> Dict[int, int]:
             """Files with the memory that is watched; what each has of it."""
@@ -113,11 +114,8 @@ class Base:
         def add(self) -> None:
             """Plug a device that has a block of memory plugged."""
             self.add_backend()
-            self.machine.cmd('device_add', **{
-                'driver': 'virtio-mem-pci', 'id': NAME, 'memdev': BACKEND,
-                'addr': f'{DEVICE_SLOT:#x}', 'requested-size': SIZE,
-                'block-size': BLOCK, 'unplugged-inaccessible': 'on',
-                'multiple-memslots': self.multiple})
+            self.machine.cmd('device_add', **memory_device(
+                NAME, BACKEND, DEVICE_SLOT, SIZE, BLOCK, self.multiple))
             self.memory = VirtioMem(self.machine, DEVICE_SLOT)
             self.plug()
 
